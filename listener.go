@@ -1,0 +1,550 @@
+// listener.go: what comes from the network and from the local socket: accept
+// loops, framing, limits, and the validation of sealed requests in the order
+// of design.md §4. What a request does is request.go's.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	requestLimit  = 1 << 20  // bytes of a request, sealed and opened
+	replyLimit    = 16 << 20 // bytes of an opened frame of a reply
+	datagramLimit = 65507    // bytes of UDP's largest payload over IPv4
+
+	// requestDeadline is the time for a request to be complete.
+	requestDeadline = 5 * time.Second
+	// writeDeadline is the time for a client to take a reply.
+	writeDeadline = 5 * time.Second
+	// datagramsAtOnce bounds the datagrams that are worked on; more are dropped.
+	datagramsAtOnce = 64
+	// lettingGo is how long a socket that was replaced still serves what had
+	// begun before: the time of a handshake with a lost packet in it.
+	lettingGo = 2 * time.Second
+	// bindAgain is the wait before another try to bind a changed address.
+	bindAgain = 5 * time.Second
+)
+
+// network is the part of the world that the daemon sends and receives by.
+type network interface {
+	listen(addr netip.AddrPort) (net.Listener, error)
+	listenPacket(addr netip.AddrPort) (packetConn, error)
+	dial(ctx context.Context, host string, port int) (net.Conn, error)
+}
+
+// packetConn is what the daemon uses of a *net.UDPConn.
+type packetConn interface {
+	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
+	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
+	LocalAddr() net.Addr
+	SetReadDeadline(t time.Time) error
+	Close() error
+}
+
+// listener is the thread that serves TCP and UDP.
+type listener struct {
+	d       *daemon
+	conns   *connections
+	working chan struct{} // a place for each datagram that is worked on
+	stats   listenerStats
+
+	mu    sync.Mutex
+	bound netip.AddrPort // where it listens
+	fault error          // why it does not listen where it should
+}
+
+// listenerStats count since the daemon's start.
+type listenerStats struct {
+	requests, errors, invalid, dropped, empty, lost atomic.Int64
+}
+
+func newListener(d *daemon) *listener {
+	return &listener{d: d, conns: newConnections(), working: make(chan struct{}, datagramsAtOnce)}
+}
+
+func (l *listener) thread() *thread {
+	return &thread{id: "listener", run: l.run, report: l.report}
+}
+
+func (l *listener) report() (config, stats map[string]any) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c := l.d.config.Load()
+	config = map[string]any{
+		"addr": value[netip.Addr](c, "listener.addr"), "port": c.count("listener.port"),
+		"max_clock_skew": c.duration("listener.max_clock_skew").String(), "max_connections": c.count("listener.max_connections"),
+	}
+	if l.bound.IsValid() {
+		config["bound"] = l.bound
+	}
+	if l.fault != nil {
+		config["error"] = l.fault.Error()
+	}
+	return config, map[string]any{
+		"requests":        l.stats.requests.Load(), // answered with status 0
+		"errors":          l.stats.errors.Load(),   // answered with status 1
+		"invalid":         l.stats.invalid.Load(),  // counted against their sender
+		"dropped":         l.stats.dropped.Load(),  // of senders that are shut out
+		"empty":           l.stats.empty.Load(),
+		"closed_for_room": l.conns.closed.Load(), // connections
+		"lost":            l.stats.lost.Load(),   // datagrams for which there was no place
+		"connections":     l.conns.len(),
+		"dequeue_runs":    l.d.queue.runs.Load(),
+		"dequeue_dropped": l.d.queue.dropped.Load(),
+	}
+}
+
+// sockets are a TCP and a UDP socket on one address.
+type sockets struct {
+	addr   netip.AddrPort
+	tcp    net.Listener
+	udp    packetConn
+	served sync.WaitGroup // the two loops, and the datagrams being worked on
+}
+
+// run serves until ctx ends. Connections outlive the sockets that they came
+// from, so a change of the address drops none.
+func (l *listener) run(ctx context.Context, changed <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var jobs sync.WaitGroup
+	defer jobs.Wait()
+	defer l.conns.closeWaiting()
+	defer cancel()
+
+	failed := make(chan error, 2)
+	current, err := l.bind(l.wantedAddr())
+	l.setBound(current, err)
+	if err != nil {
+		return err
+	}
+	defer l.setBound(nil, nil)
+	l.open(ctx, current, &jobs, failed)
+	var retry <-chan time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-failed:
+			return err
+		case <-changed:
+		case <-retry:
+		}
+		retry = nil
+		wanted := l.wantedAddr()
+		if wanted == current.addr {
+			l.setBound(current, nil)
+			continue
+		}
+		next, err := l.bind(wanted)
+		if errors.Is(err, unix.EADDRINUSE) && wanted.Port() == current.addr.Port() {
+			// The old address holds the new one, as 0.0.0.0 holds all. The
+			// handshakes that find no socket in between are tried again by
+			// their clients' kernels.
+			current.letGo()
+			current.served.Wait()
+			current.close()
+			if next, err = l.bind(wanted); err != nil {
+				var backErr error
+				if next, backErr = l.bind(current.addr); backErr != nil {
+					return errors.Join(err, backErr)
+				}
+			}
+			current = next
+			l.open(ctx, current, &jobs, failed)
+		} else if err == nil {
+			l.open(ctx, next, &jobs, failed)
+			old := current
+			current = next
+			old.letGo()
+		}
+		l.setBound(current, err)
+		if err != nil {
+			l.d.log.Error("the listener stays where it is", "addr", current.addr, "err", err)
+			retry = time.After(bindAgain)
+		} else {
+			l.d.log.Info("the listener moved", "addr", current.addr)
+		}
+	}
+}
+
+func (l *listener) wantedAddr() netip.AddrPort {
+	c := l.d.config.Load()
+	return netip.AddrPortFrom(value[netip.Addr](c, "listener.addr"), uint16(c.count("listener.port")))
+}
+
+func (l *listener) setBound(s *sockets, fault error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.bound, l.fault = netip.AddrPort{}, fault
+	if s != nil {
+		l.bound = s.addr
+	}
+}
+
+func (l *listener) bind(addr netip.AddrPort) (*sockets, error) {
+	tcp, err := l.d.network.listen(addr)
+	if err != nil {
+		return nil, fmt.Errorf("cannot listen on %s over TCP: %w", addr, err)
+	}
+	udp, err := l.d.network.listenPacket(addr)
+	if err != nil {
+		tcp.Close()
+		return nil, fmt.Errorf("cannot listen on %s over UDP: %w", addr, err)
+	}
+	return &sockets{addr: addr, tcp: tcp, udp: udp}, nil
+}
+
+// open starts the two loops of s. When either fails while s is in use, the
+// listener fails.
+func (l *listener) open(ctx context.Context, s *sockets, jobs *sync.WaitGroup, failed chan<- error) {
+	for _, loop := range []func() error{
+		func() error { return l.acceptLoop(ctx, s, jobs) },
+		func() error { return l.datagramLoop(ctx, s) },
+	} {
+		s.served.Add(1)
+		jobs.Go(func() {
+			defer s.served.Done()
+			if err := guarded(loop); err != nil && ctx.Err() == nil {
+				select {
+				case failed <- err:
+				default:
+				}
+			}
+		})
+	}
+	jobs.Go(func() {
+		s.served.Wait()
+		s.close()
+	})
+}
+
+// letGo ends s without losing a request: no new handshake begins, those that
+// began are completed and accepted, datagrams that wait are read.
+func (s *sockets) letGo() {
+	end := time.Now().Add(lettingGo)
+	if tcp, ok := s.tcp.(*net.TCPListener); ok {
+		if err := refuseHandshakes(tcp); err == nil {
+			tcp.SetDeadline(end)
+		} else {
+			tcp.Close()
+		}
+	} else {
+		s.tcp.Close()
+	}
+	s.udp.SetReadDeadline(end)
+}
+
+func (s *sockets) close() {
+	s.tcp.Close()
+	s.udp.Close()
+}
+
+// refuseHandshakes has the kernel drop each SYN to the socket and nothing
+// else: connections that are being made are still completed. To close the
+// socket would reset them.
+func refuseHandshakes(tcp *net.TCPListener) error {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	const flags, syn, ack = 13, 0x02, 0x10 // of a TCP header, which the filter sees first
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: flags},
+		{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: syn | ack},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: syn, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	controlErr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program)
+	})
+	return errors.Join(controlErr, err)
+}
+
+// acceptLoop returns nil when s is let go.
+func (l *listener) acceptLoop(ctx context.Context, s *sockets, jobs *sync.WaitGroup) error {
+	defer context.AfterFunc(ctx, func() { s.tcp.Close() })()
+	for {
+		conn, err := s.tcp.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
+			return nil
+		case isShortage(err):
+			// Out of descriptors: the oldest that waits makes room.
+			if l.conns.closeOldest() {
+				continue
+			}
+			return fmt.Errorf("cannot accept connections: %w", err)
+		case err != nil:
+			return fmt.Errorf("cannot accept connections: %w", err)
+		}
+		c := newConnection(conn, l.conns)
+		if !l.conns.admit(c, l.d.config.Load().count("listener.max_connections")) {
+			conn.Close()
+			continue
+		}
+		jobs.Go(func() {
+			defer l.conns.remove(c)
+			if err := guarded(func() error { l.serveConnection(ctx, c); return nil }); err != nil {
+				l.d.log.Error("a connection's handler failed", "err", err)
+			}
+		})
+	}
+}
+
+func isShortage(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
+}
+
+// serveConnection reads one request, answers, and closes.
+func (l *listener) serveConnection(ctx context.Context, c *connection) {
+	src := source{"tcp", netip.MustParseAddrPort(c.RemoteAddr().String())}
+	defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })()
+	c.SetReadDeadline(time.Now().Add(requestDeadline))
+	raw, err := c.readRequest()
+	switch {
+	case errors.Is(err, errEmpty):
+		l.stats.empty.Add(1)
+		l.d.queue.trigger()
+		return
+	case errors.Is(err, errSilent):
+		return
+	case err != nil:
+		l.strike(senderOf(src, "", false), err)
+		return
+	}
+	x, err := l.validate(ctx, raw, src)
+	if x == nil {
+		return
+	}
+	c.known()
+	reply := l.answer(ctx, x, err)
+	c.SetWriteDeadline(time.Now().Add(writeDeadline))
+	if _, err := c.Write(x.seal(reply, replyLimit)); err == nil {
+		c.finish()
+	}
+}
+
+// datagramLoop returns nil when s is let go.
+func (l *listener) datagramLoop(ctx context.Context, s *sockets) error {
+	defer context.AfterFunc(ctx, func() { s.udp.SetReadDeadline(time.Unix(1, 0)) })()
+	buffer := make([]byte, 1<<16)
+	for {
+		n, from, err := s.udp.ReadFromUDPAddrPort(buffer)
+		switch {
+		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
+			return nil
+		case errors.Is(err, unix.ECONNREFUSED):
+			continue // of an earlier reply, whose receiver is gone
+		case err != nil:
+			return fmt.Errorf("cannot receive datagrams: %w", err)
+		}
+		raw := bytes.Trim(buffer[:n], requestBlanks)
+		if len(raw) == 0 {
+			l.stats.empty.Add(1)
+			l.d.queue.trigger()
+			continue
+		}
+		x, err := l.validate(ctx, raw, source{"udp", from})
+		if x == nil {
+			continue
+		}
+		select {
+		case l.working <- struct{}{}:
+		default:
+			l.stats.lost.Add(1)
+			continue
+		}
+		s.served.Add(1)
+		go func() {
+			defer s.served.Done()
+			defer func() { <-l.working }()
+			if err := guarded(func() error { l.answerDatagram(ctx, s, x, err, from); return nil }); err != nil {
+				l.d.log.Error("a datagram's handler failed", "err", err)
+			}
+		}()
+	}
+}
+
+func (l *listener) answerDatagram(ctx context.Context, s *sockets, x *exchange, err error, to netip.AddrPort) {
+	reply := x.seal(l.answer(ctx, x, err), replyLimit)
+	if len(reply) > datagramLimit {
+		reply = x.seal(replyOf(l.d, nil, fmt.Errorf("the reply of %d bytes does not fit a datagram; use TCP", len(reply))), replyLimit)
+	}
+	// A receiver that is gone is his own loss.
+	s.udp.WriteToUDPAddrPort(reply, to)
+}
+
+// exchange is a request that opened, and what its reply is sealed with.
+type exchange struct {
+	key     masterKey
+	context messageContext // of the reply
+	request request
+}
+
+// validate takes raw through the steps of design.md §4, each cheaper than the
+// next. Without an exchange, nothing is answered; with one and an error, the
+// error is.
+func (l *listener) validate(ctx context.Context, raw []byte, src source) (*exchange, error) {
+	c := l.d.config.Load()
+	e, err := parseEnvelope(raw)
+	joining := e.cluster == joinCluster
+	member := !joining && c.isMember(e.node) // also of a message that is malformed beyond its name
+	from := senderOf(src, e.node, member)
+	if l.d.blacklist.shutOut(from) {
+		l.stats.dropped.Add(1)
+		return nil, nil
+	}
+	switch {
+	case err != nil:
+	case e.cluster != c.text("cluster.name") && !joining:
+		err = errors.New("names another cluster")
+	case !member && !joining:
+		err = errors.New("names a node that is not in cluster.nodes")
+	}
+	if err != nil {
+		l.strike(from, err)
+		return nil, nil
+	}
+	keys, err := l.requestKeys(ctx, joining)
+	if err != nil {
+		return nil, err
+	}
+	message, key, err := openAny(keys, e, messageContext{label: labelRequest, cluster: e.cluster, node: e.node}, requestLimit)
+	if errors.Is(err, errOpen) {
+		l.strike(from, err)
+		return nil, nil
+	}
+	l.d.blacklist.pass(from)
+	x := &exchange{key: key, context: messageContext{label: labelReply, cluster: e.cluster, node: c.node, request: &e.salt}}
+	if err != nil {
+		return x, err
+	}
+	x.request, err = l.d.readSealed(message, e, c, joining)
+	if err == nil && !joining {
+		l.d.peers.heard(e.node)
+	}
+	return x, err
+}
+
+// requestKeys waits for keys that are still being derived.
+func (l *listener) requestKeys(ctx context.Context, joining bool) ([]masterKey, error) {
+	ring := l.d.keys.Load()
+	if joining {
+		key, err := ring.join()
+		return []masterKey{key}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestDeadline)
+	defer cancel()
+	select {
+	case <-ring.ready:
+		return ring.keys, ring.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// strike counts an invalid message. That a sender is shut out is logged once.
+func (l *listener) strike(s sender, why error) {
+	l.stats.invalid.Add(1)
+	if l.d.blacklist.strike(s) && l.d.outsiders.allow() {
+		l.d.log.Warn("sender shut out; see `nodemgr daemon blacklist status`", "from", s.addr, "node", s.node, "transport", s.transport, "err", why)
+	}
+}
+
+// answer executes the request of x, if err does not refuse it.
+func (l *listener) answer(ctx context.Context, x *exchange, err error) reply {
+	var r reply
+	if err == nil {
+		r, err = l.d.execute(ctx, x.request)
+	}
+	if err != nil {
+		l.stats.errors.Add(1)
+		return replyOf(l.d, nil, err)
+	}
+	l.stats.requests.Add(1)
+	return r
+}
+
+// seal makes the frame of a reply, or of the error that says why it cannot.
+func (x *exchange) seal(r reply, limit int) []byte {
+	message, err := json.Marshal(r)
+	if err == nil && len(message) > limit {
+		err = fmt.Errorf("the reply is larger than %d bytes", limit)
+	}
+	if err != nil {
+		message, _ = json.Marshal(reply{Time: r.Time, Status: 1, Error: err.Error()}) // marshals: numbers and a string
+	}
+	sealed, _ := seal(x.key, x.context, message)
+	return sealed
+}
+
+// hostNetwork is the machine's.
+type hostNetwork struct{}
+
+// listen binds exactly the family of addr; `::` takes both.
+func (hostNetwork) listen(addr netip.AddrPort) (net.Listener, error) {
+	return net.Listen("tcp"+family(addr), addr.String())
+}
+
+func (hostNetwork) listenPacket(addr netip.AddrPort) (packetConn, error) {
+	return net.ListenUDP("udp"+family(addr), net.UDPAddrFromAddrPort(addr))
+}
+
+func family(addr netip.AddrPort) string {
+	if addr.Addr().Is4() {
+		return "4"
+	}
+	return ""
+}
+
+// dial connects from a privileged port if it may, which keeps the ordinary
+// users of this machine from being taken for it (see blacklist.go).
+func (hostNetwork) dial(ctx context.Context, host string, port int) (net.Conn, error) {
+	to := net.JoinHostPort(host, fmt.Sprint(port))
+	dialer := net.Dialer{Control: func(network, _ string, raw syscall.RawConn) (err error) {
+		controlErr := raw.Control(func(fd uintptr) { err = bindPrivileged(int(fd), network) })
+		return errors.Join(controlErr, err)
+	}}
+	return dialer.DialContext(ctx, "tcp", to)
+}
+
+// The ports that bindresvport(3) takes too: privileged, and above those of
+// most servers.
+const firstReserved, lastReserved = 600, 1023
+
+// bindPrivileged binds a socket to a free privileged port. Who may not, or
+// finds none, connects from an ordinary one.
+func bindPrivileged(fd int, network string) error {
+	start := rand.IntN(lastReserved - firstReserved + 1)
+	for i := range lastReserved - firstReserved + 1 {
+		port := firstReserved + (start+i)%(lastReserved-firstReserved+1)
+		var local unix.Sockaddr = &unix.SockaddrInet4{Port: port}
+		if network == "tcp6" {
+			local = &unix.SockaddrInet6{Port: port}
+		}
+		switch err := unix.Bind(fd, local); {
+		case err == nil, errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+			return nil
+		case !errors.Is(err, unix.EADDRINUSE):
+			return fmt.Errorf("cannot bind port %d: %w", port, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,246 @@
+// agentd is a cluster agent: one small daemon on every node of a cluster, and
+// the commands that talk to it. main.go holds the table of commands and the
+// way from a command line to one of them; the way through the program goes on
+// in daemon.go.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// Exit statuses; status commands have their own (show.go).
+const (
+	exitDone     = 0
+	exitFailed   = 1
+	exitTimeout  = 2
+	exitNoDaemon = 3
+	exitStopped  = 10 // of the daemon, stopped by request: a service manager leaves it stopped
+	exitUsage    = 64
+)
+
+// exitError ends the program with a status of its own. Without err, what is
+// to be said has been said.
+type exitError struct {
+	status int
+	err    error
+}
+
+func (e exitError) Error() string { return e.err.Error() }
+func (e exitError) Unwrap() error { return e.err }
+
+func usageError(format string, args ...any) error {
+	return exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// command is what a person types. bind declares its options and returns what
+// it does with its arguments.
+type command struct {
+	name string // the words, the program's name first
+	args string
+	help string
+	bind func(flags *flag.FlagSet) func(ctx context.Context, p paths, args []string) error
+}
+
+var commands = []command{
+	{"agentd run", "", "run the daemon in the foreground", bindRun},
+	{"agentd call", "[--node N] ACTION [key=value…]", "send one request; print the reply as JSON", bindCall},
+	{"agentd seal", "[--to N]", "read a request as JSON, write it sealed", bindSeal},
+	{"agentd open", "", "read sealed messages, write their JSON", bindOpen},
+	{"nodemgr daemon start", "", "start the daemon, or one thread of it", bindStart},
+	{"nodemgr daemon stop", "", "stop the daemon, or one thread; services go on", bindStop},
+	{"nodemgr daemon restart", "", "stop and start the daemon", bindRestart},
+	{"nodemgr daemon shutdown", "", "stop the services of this node, then the daemon", bindShutdown},
+	{"nodemgr daemon status", "", "show threads and nodes", bindDaemonStatus},
+	{"nodemgr daemon blacklist status", "", "show who sent invalid messages, as JSON", bindAction("daemon_blacklist_status")},
+	{"nodemgr daemon blacklist clear", "", "forget who sent invalid messages", bindAction("daemon_blacklist_clear")},
+	{"nodemgr node status", "", "is this node's version installed and finalized", bindNodeStatus},
+	{"nodemgr node finalize", "", "record the installed version as finalized", bindFinalize},
+	{"nodemgr cluster status", "", "is an upgrade in progress in the cluster", bindClusterStatus},
+	{"nodemgr get", "", "print a parameter of node.conf", bindGet},
+	{"nodemgr set", "", "set a parameter of node.conf", bindSet},
+	{"nodemgr unset", "", "remove a parameter of node.conf", bindUnset},
+	{"nodemgr edit config", "", "edit node.conf with $VISUAL, $EDITOR or vi", bindEdit},
+	{"nodemgr print config", "", "print node.conf without its secrets", bindPrint},
+	{"nodemgr ping", "", "ask whether a node's daemon answers", bindPing},
+	{"nodemgr queue add", "-- nodemgr|svcmgr ARG…", "queue a command", bindQueueAdd},
+	{"nodemgr queue list", "", "show what is queued, and the results", bindQueueList},
+	{"nodemgr dequeue actions", "", "run what is queued, oldest first", bindDequeue},
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	err := dispatch(ctx, os.Args[1:])
+	var exit exitError
+	switch {
+	case err == nil:
+		return
+	case errors.As(err, &exit) && exit.err == nil:
+		os.Exit(exit.status)
+	}
+	fmt.Fprintln(os.Stderr, "error:", err)
+	switch {
+	case exit.status != 0:
+		os.Exit(exit.status)
+	case errors.Is(err, errNoDaemon):
+		os.Exit(exitNoDaemon)
+	case errors.Is(err, context.DeadlineExceeded):
+		os.Exit(exitTimeout)
+	}
+	os.Exit(exitFailed)
+}
+
+// dispatch finds the command by its words. The wrappers put their own name
+// first; `agentd` is understood where no wrapper is named.
+func dispatch(ctx context.Context, words []string) error {
+	if len(words) == 0 || words[0] != "nodemgr" {
+		words = append([]string{"agentd"}, words...)
+	}
+	line := strings.Join(words, " ") + " "
+	for _, c := range commands {
+		if strings.HasPrefix(line, c.name+" ") {
+			return c.execute(ctx, words[len(strings.Fields(c.name)):])
+		}
+	}
+	return helpFor(words)
+}
+
+func (c command) execute(ctx context.Context, args []string) error {
+	flags := flag.NewFlagSet(c.name, flag.ContinueOnError)
+	flags.SetOutput(io.Discard)
+	body := c.bind(flags)
+	positional, err := parseArguments(flags, args)
+	if errors.Is(err, flag.ErrHelp) {
+		c.usage(os.Stdout, flags)
+		return nil
+	}
+	if err == nil && len(positional) > 0 && c.args == "" {
+		err = fmt.Errorf("unexpected argument %q", positional[0])
+	}
+	if err != nil {
+		return usageError("%s: %w; see %s --help", c.name, err, c.name)
+	}
+	return body(ctx, environmentPaths(), positional)
+}
+
+// parseArguments lets options stand between arguments, up to a `--`.
+func parseArguments(flags *flag.FlagSet, args []string) (positional []string, err error) {
+	var rest []string
+	for i, arg := range args {
+		if arg == "--" {
+			args, rest = args[:i], args[i+1:]
+			break
+		}
+	}
+	for {
+		if err := flags.Parse(args); err != nil {
+			return nil, err
+		}
+		if flags.NArg() == 0 {
+			return append(positional, rest...), nil
+		}
+		positional = append(positional, flags.Arg(0))
+		args = flags.Args()[1:]
+	}
+}
+
+func (c command) usage(out io.Writer, flags *flag.FlagSet) {
+	fmt.Fprintf(out, "%s: %s\n\nusage: %s", c.name, c.help, c.name)
+	flags.VisitAll(func(f *flag.Flag) {
+		if c.args == "" {
+			value, _ := flag.UnquoteUsage(f)
+			fmt.Fprintf(out, " [%s]", strings.TrimSpace("--"+f.Name+" "+value))
+		}
+	})
+	fmt.Fprintln(out, strings.TrimRight(" "+c.args, " "))
+	flags.VisitAll(func(f *flag.Flag) {
+		value, text := flag.UnquoteUsage(f)
+		fmt.Fprintf(out, "  %-22s %s\n", strings.TrimSpace("--"+f.Name+" "+value), text)
+	})
+}
+
+// helpFor lists the commands that begin with words, which are none by
+// themselves.
+func helpFor(words []string) error {
+	asked := false
+	if last := len(words) - 1; words[last] == "--help" || words[last] == "-h" || words[last] == "help" {
+		words, asked = words[:last], true
+	}
+	prefix := strings.Join(words, " ")
+	var lines strings.Builder
+	for _, c := range commands {
+		if strings.HasPrefix(c.name, prefix+" ") {
+			fmt.Fprintf(&lines, "  %-34s %s\n", strings.TrimSpace(c.name+" "+c.args), c.help)
+		}
+	}
+	switch {
+	case lines.Len() == 0:
+		return usageError("unknown command %q; see %s --help", prefix, words[0])
+	case !asked && len(words) > 1:
+		return usageError("%s: which one?\n%s", prefix, strings.TrimRight(lines.String(), "\n"))
+	}
+	fmt.Printf("usage: %s …\n%seach takes --help\n", prefix, lines.String())
+	if asked {
+		return nil
+	}
+	return exitError{status: exitUsage}
+}
+
+func bindRun(*flag.FlagSet) func(context.Context, paths, []string) error {
+	return func(ctx context.Context, p paths, _ []string) error {
+		byRequest, err := runDaemon(ctx, p, slog.New(logHandler(os.Stderr)))
+		if err == nil && byRequest {
+			return exitError{status: exitStopped}
+		}
+		return err
+	}
+}
+
+// logHandler writes for people, or, where a journal reads, with its priority
+// prefixes and without the time, which the journal adds.
+func logHandler(out io.Writer) slog.Handler {
+	if os.Getenv("JOURNAL_STREAM") == "" {
+		return slog.NewTextHandler(out, nil)
+	}
+	return &journalHandler{out: out, Handler: slog.NewTextHandler(out, &slog.HandlerOptions{
+		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+			if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
+				return slog.Attr{}
+			}
+			return a
+		},
+	})}
+}
+
+type journalHandler struct {
+	slog.Handler
+	mu  sync.Mutex
+	out io.Writer
+}
+
+func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
+	priority := "<6>"
+	switch {
+	case r.Level >= slog.LevelError:
+		priority = "<3>"
+	case r.Level >= slog.LevelWarn:
+		priority = "<4>"
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, err := io.WriteString(h.out, priority); err != nil {
+		return err
+	}
+	return h.Handler.Handle(ctx, r)
+}

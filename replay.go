@@ -1,0 +1,162 @@
+// replay.go: the replay guard (design.md §4): a sealed request is executed
+// once. A clock that is never stepped bounds the window of acceptable times;
+// within the window, the salts that were seen are remembered; across a
+// restart, nothing is accepted that could have been accepted before it.
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// saltsKept bounds the table of salts: some 5 MB when it is full.
+	saltsKept = 1 << 17
+	// saltBucket is how long a part of the window is that is forgotten at
+	// once, in ms.
+	saltBucket = 10_000
+	// storeAhead is how far beyond a message's time the stored bound is set,
+	// so that a sender whose clock is ahead costs one write a second, not one
+	// a message. In ms.
+	storeAhead = 1000
+)
+
+// A salt is random, so half of it is as good as all of it.
+type saltKey [saltSize / 2]byte
+
+// replayGuard accepts each salt once. Times are Unix milliseconds on the
+// window clock, which starts at the later of the wall clock and the latest
+// time ever accepted, and then follows CLOCK_BOOTTIME.
+//
+// Across a crash it keeps: a time that was accepted is at most the stored
+// bound, or lies before the wall clock of the restart. For the bound is stored
+// before a time ahead of the window clock is accepted, and once a second for
+// the others, lest the wall clock be stepped back meanwhile.
+type replayGuard struct {
+	path     string
+	boottime func() time.Duration
+
+	mu     sync.Mutex
+	offset int64 // window clock less boottime
+	floor  int64 // nothing before it is accepted; never decreases
+	latest int64 // the latest time accepted
+	stored int64 // what the file says
+	seen   map[int64]map[saltKey]struct{}
+	held   int // salts in seen
+}
+
+// boottime is the time since the machine started, suspension included.
+func boottime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		panic(err) // a clock that each kernel since 2.6.39 has
+	}
+	return time.Duration(ts.Nano())
+}
+
+// newReplayGuard starts the window clock. A stored bound that does not read
+// is an error: guessing would open the window for old requests.
+func newReplayGuard(path string, wall time.Time, boottime func() time.Duration) (*replayGuard, error) {
+	g := &replayGuard{path: path, boottime: boottime, seen: map[int64]map[saltKey]struct{}{}}
+	data, _, err := readRegular(path, 64)
+	if err == nil {
+		g.stored, err = strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("cannot read the time of the latest request: %w; once all clocks are right, remove %s", err, path)
+	}
+	start := max(wall.UnixMilli(), g.stored)
+	g.offset = start - boottime().Milliseconds()
+	g.floor, g.latest = start, g.stored
+	return g, nil
+}
+
+// now is the window clock.
+func (g *replayGuard) now() int64 {
+	return g.offset + g.boottime().Milliseconds()
+}
+
+// clockError refuses a message for its time. Its text begins with `clock:`,
+// by which a client knows that it can correct itself and try again.
+type clockError string
+
+func (e clockError) Error() string { return "clock: " + string(e) }
+
+// accept decides on a message that opened: sealed at t under s.
+func (g *replayGuard) accept(s salt, t int64, skew time.Duration) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.now()
+	g.forget(now - skew.Milliseconds())
+	switch {
+	case t > now+skew.Milliseconds():
+		return clockError(fmt.Sprintf("the message is %s ahead of this node, more than listener.max_clock_skew (%s); set the clocks", apart(t-now), skew))
+	case t < now-skew.Milliseconds():
+		return clockError(fmt.Sprintf("the message is %s behind this node, more than listener.max_clock_skew (%s); set the clocks", apart(now-t), skew))
+	case t < g.floor:
+		return clockError("the message is from before this daemon's start; send it again with the present time")
+	}
+	bucket, key := t/saltBucket, saltKey(s[:])
+	if _, twice := g.seen[bucket][key]; twice {
+		return fmt.Errorf("this message was received before; seal each request anew")
+	}
+	if g.held >= saltsKept {
+		return fmt.Errorf("%d requests within %s are more than this node remembers; send fewer, or lower listener.max_clock_skew", g.held, 2*skew)
+	}
+	if t > now && t > g.stored {
+		if err := g.store(t + storeAhead); err != nil {
+			return clockError(fmt.Sprintf("the message is %s ahead, and its time cannot be kept: %v; send it again with this node's time", apart(t-now), err))
+		}
+	}
+	if g.seen[bucket] == nil {
+		g.seen[bucket] = map[saltKey]struct{}{}
+	}
+	g.seen[bucket][key] = struct{}{}
+	g.held++
+	g.latest = max(g.latest, t)
+	return nil
+}
+
+// forget drops the salts of times before oldest, and refuses those times from
+// then on, even if the permitted skew grows later.
+func (g *replayGuard) forget(oldest int64) {
+	g.floor = max(g.floor, oldest)
+	for bucket, salts := range g.seen {
+		if (bucket+1)*saltBucket <= g.floor {
+			g.held -= len(salts)
+			delete(g.seen, bucket)
+		}
+	}
+}
+
+// persist stores the latest time accepted, if it is not. The daemon calls it
+// once a second and at its end.
+func (g *replayGuard) persist() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.latest <= g.stored {
+		return nil
+	}
+	return g.store(g.latest)
+}
+
+func (g *replayGuard) store(t int64) error {
+	if err := writeFile(g.path, []byte(strconv.FormatInt(t, 10)+"\n"), 0o600); err != nil {
+		return err
+	}
+	g.stored = t
+	return nil
+}
+
+// apart writes a difference of times for people.
+func apart(ms int64) time.Duration {
+	return time.Duration(ms) * time.Millisecond
+}

@@ -91,18 +91,26 @@ func (a caller) ask(ctx context.Context, c *config, peer, action string, options
 	host, port := peerAddress(c, peer)
 	offset := int64(0)
 	for attempt := 0; ; attempt++ {
-		retry := false
+		retry, frameErr := false, error(nil)
 		err := a.askOnce(ctx, host, port, peer, action, options, offset, func(raw []byte, r replyJSON) error {
 			if r.Status != 0 && strings.HasPrefix(r.Error, "clock:") && attempt == 0 {
 				offset, retry = r.Time-a.now(), true
 				return nil
 			}
-			return frame(raw, r)
+			frameErr = frame(raw, r)
+			return frameErr
 		})
+		if frameErr != nil {
+			return frameErr
+		}
 		if err != nil {
 			var op *net.OpError
 			if errors.As(err, &op) {
 				err = op.Err // the address is named already
+			}
+			var call *os.SyscallError
+			if errors.As(err, &call) {
+				err = call.Err
 			}
 			return fmt.Errorf("cannot ask %s at %s for %s: %w", peer, net.JoinHostPort(host, fmt.Sprint(port)), action, err)
 		}
@@ -230,7 +238,8 @@ func askLocal(ctx context.Context, p paths, action string, options map[string]js
 			return err
 		}
 	}
-	if err := json.NewEncoder(conn).Encode(requestJSON{Action: action, Options: options}); err != nil {
+	// Who is refused finds the reply there, and the connection closed.
+	if err := json.NewEncoder(conn).Encode(requestJSON{Action: action, Options: options}); err != nil && !isReset(err) {
 		return fmt.Errorf("cannot ask the daemon: %w", err)
 	}
 	in := json.NewDecoder(conn)

@@ -7,7 +7,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -94,7 +93,7 @@ func encodeOptions(name string, words []string) (map[string]json.RawMessage, err
 
 // askNode asks a node in this node's name, with node.conf's secret.
 func askNode(ctx context.Context, p paths, node, action string, options map[string]json.RawMessage, frame frameFunc) error {
-	c, key, err := loadIdentity(p)
+	c, keys, err := loadIdentity(p)
 	if err != nil {
 		return err
 	}
@@ -103,28 +102,34 @@ func askNode(ctx context.Context, p paths, node, action string, options map[stri
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	a := caller{network: hostNetwork{}, cluster: c.text("cluster.name"), node: c.node, key: key, now: func() int64 { return time.Now().UnixMilli() }}
-	return a.ask(ctx, c, node, action, options, frame)
+	a := caller{network: hostNetwork{}, cluster: c.text("cluster.name"), node: c.node, key: keys[0], now: func() int64 { return time.Now().UnixMilli() }}
+	err = a.ask(ctx, c, node, action, options, frame)
+	var exit exitError
+	if kind := kindOf(err); !errors.As(err, &exit) && (kind == answerTimeout || kind == answerRefused || kind == answerUnresolved) {
+		return exitError{exitTimeout, err}
+	}
+	return err
 }
 
-// loadIdentity reads who this node is, and its key.
-func loadIdentity(p paths) (*config, masterKey, error) {
+// loadIdentity reads who this node is, and the keys of its secrets.
+func loadIdentity(p paths) (*config, []masterKey, error) {
 	c, err := loadConfig(p)
 	if err != nil {
-		return nil, masterKey{}, err
+		return nil, nil, err
 	}
-	secret := c.text("cluster.secret")
-	if secret == "" {
-		return nil, masterKey{}, errors.New("node.conf: cluster.secret is missing; the first `nodemgr daemon start` makes one")
+	if c.text("cluster.secret") == "" {
+		return nil, nil, errors.New("node.conf: cluster.secret is missing; the first `nodemgr daemon start` makes one")
 	}
-	key, err := (&keyStore{path: p.keys()}).master(secret, c.text("cluster.name"))
-	return c, key, err
+	store := &keyStore{path: p.keys()}
+	ring := newKeyring(store, c.text("cluster.name"), c.secrets())
+	ring.derive(store)
+	return c, ring.keys, ring.err
 }
 
 func bindSeal(flags *flag.FlagSet) body {
 	to := flags.String("to", "", "the node that the request is for (default this node) `N`")
 	return func(_ context.Context, p paths, _ []string) error {
-		c, key, err := loadIdentity(p)
+		c, keys, err := loadIdentity(p)
 		if err != nil {
 			return err
 		}
@@ -150,7 +155,7 @@ func bindSeal(flags *flag.FlagSet) body {
 		if err != nil {
 			return fmt.Errorf("cannot seal the request: %w", err)
 		}
-		sealed, _ := seal(key, messageContext{label: labelRequest, cluster: c.text("cluster.name"), node: c.node}, message)
+		sealed, _ := seal(keys[0], messageContext{label: labelRequest, cluster: c.text("cluster.name"), node: c.node}, message)
 		_, err = os.Stdout.Write(sealed)
 		return err
 	}
@@ -158,17 +163,9 @@ func bindSeal(flags *flag.FlagSet) body {
 
 func bindOpen(*flag.FlagSet) body {
 	return func(_ context.Context, p paths, _ []string) error {
-		c, key, err := loadIdentity(p)
+		_, keys, err := loadIdentity(p)
 		if err != nil {
 			return err
-		}
-		keys := []masterKey{key}
-		if previous := c.text("cluster.previous_secret"); previous != "" {
-			older, err := (&keyStore{path: p.keys()}).master(previous, c.text("cluster.name"))
-			if err != nil {
-				return err
-			}
-			keys = append(keys, older)
 		}
 		in := bufio.NewReader(os.Stdin)
 		frames := map[salt]uint64{} // the next one of each stream
@@ -266,7 +263,12 @@ func systemctl(ctx context.Context, verb string) error {
 func startDaemon(ctx context.Context, p paths) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	err := askLocal(ctx, p, "ping", nil, nil, discard)
+	only, err := lock(p.lockFile("start")) // who starts at the same time waits, and finds it running
+	if err != nil {
+		return err
+	}
+	defer only.unlock()
+	err = askLocal(ctx, p, "ping", nil, nil, discard)
 	if err == nil {
 		fmt.Fprintln(os.Stderr, "agentd runs already")
 		return nil
@@ -515,7 +517,12 @@ func bindEdit(*flag.FlagSet) body {
 		}
 		after, _, err := readRegular(copied.Name(), iniSizeLimit)
 		if err == nil {
-			err = replaceConfig(p, before, after)
+			err = updateConfig(p, func(now string) (string, error) {
+				if now != string(before) {
+					return "", errors.New("somebody else changed the file meanwhile; run the command again")
+				}
+				return string(after), nil
+			})
 		}
 		if err != nil {
 			return fmt.Errorf("node.conf is unchanged; your text is in %s:\n%w", copied.Name(), err)
@@ -542,28 +549,6 @@ func runEditor(ctx context.Context, path string) error {
 		return fmt.Errorf("node.conf is unchanged: the editor failed: %w", err)
 	}
 	return nil
-}
-
-func replaceConfig(p paths, before, after []byte) error {
-	held, err := lock(p.lockFile("node.conf"))
-	if err != nil {
-		return err
-	}
-	defer held.unlock()
-	now, _, err := readRegular(p.nodeConf(), iniSizeLimit)
-	if err != nil {
-		return err
-	}
-	if sha256.Sum256(now) != sha256.Sum256(before) {
-		return errors.New("somebody else changed the file meanwhile; run the command again")
-	}
-	if bytes.Equal(before, after) {
-		return nil
-	}
-	if _, err := parseConfig("node.conf", string(after)); err != nil {
-		return err
-	}
-	return writeFile(p.nodeConf(), after, 0o600)
 }
 
 func bindPing(flags *flag.FlagSet) body {
@@ -602,7 +587,7 @@ func bindDequeue(*flag.FlagSet) body {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(os.Stderr, "actions run: %d; see nodemgr queue list\n", ran)
+		fmt.Fprintf(os.Stderr, "%d actions ran; see nodemgr queue list\n", ran)
 		return nil
 	}
 }

@@ -432,10 +432,6 @@ func parseConfig(name, text string) (*config, error) {
 	if err != nil {
 		return nil, err
 	}
-	return configOf(doc)
-}
-
-func configOf(doc *ini) (*config, error) {
 	hostname, err := shortHostname()
 	if _, _, ok := doc.value("node", "name", ""); err != nil && !ok {
 		return nil, err
@@ -452,37 +448,42 @@ func loadConfig(p paths) (*config, error) {
 	return parseConfig("node.conf", string(text))
 }
 
-// editConfig applies change to node.conf under its lock: the result is
-// validated, then written whole. A missing file begins as the sample.
-func editConfig(p paths, change func(doc *ini) error) error {
+// updateConfig replaces the text of node.conf under its lock, if the result
+// is valid. A missing file begins as the sample.
+func updateConfig(p paths, change func(now string) (string, error)) error {
 	held, err := lock(p.lockFile("node.conf"))
 	if err != nil {
 		return err
 	}
 	defer held.unlock()
 	text, _, err := readRegular(p.nodeConf(), iniSizeLimit)
-	if errors.Is(err, os.ErrNotExist) {
+	missing := errors.Is(err, os.ErrNotExist)
+	if missing {
 		text, err = []byte(sampleNodeConf), os.MkdirAll(p.etc, 0o700)
 	}
 	if err != nil {
 		return err
 	}
-	doc, err := parseINI("node.conf", string(text))
-	if err != nil {
+	after, err := change(string(text))
+	if err != nil || after == string(text) && !missing {
 		return err
 	}
-	before := doc.String()
-	if err := change(doc); err != nil {
-		return err
-	}
-	after := doc.String()
 	if _, err := parseConfig("node.conf", after); err != nil {
 		return err
 	}
-	if _, err := os.Stat(p.nodeConf()); err == nil && after == before {
-		return nil
-	}
 	return writeFile(p.nodeConf(), []byte(after), 0o600)
+}
+
+// editConfig changes single parameters of node.conf.
+func editConfig(p paths, change func(doc *ini) error) error {
+	return updateConfig(p, func(now string) (string, error) {
+		doc, err := parseINI("node.conf", now)
+		if err != nil {
+			return "", err
+		}
+		err = change(doc)
+		return doc.String(), err
+	})
 }
 
 // ensureConfig makes node.conf where there is none, and a secret where there

@@ -10,13 +10,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,25 +34,11 @@ const (
 	// lettingGo is how long a socket that was replaced still serves what had
 	// begun before: the time of a handshake with a lost packet in it.
 	lettingGo = 2 * time.Second
+	// lastLook is how long a socket's queue is empty until it is let go.
+	lastLook = 100 * time.Millisecond
 	// bindAgain is the wait before another try to bind a changed address.
-	bindAgain = 5 * time.Second
+	bindAgain = 500 * time.Millisecond
 )
-
-// network is the part of the world that the daemon sends and receives by.
-type network interface {
-	listen(addr netip.AddrPort) (net.Listener, error)
-	listenPacket(addr netip.AddrPort) (packetConn, error)
-	dial(ctx context.Context, host string, port int) (net.Conn, error)
-}
-
-// packetConn is what the daemon uses of a *net.UDPConn.
-type packetConn interface {
-	ReadFromUDPAddrPort(b []byte) (int, netip.AddrPort, error)
-	WriteToUDPAddrPort(b []byte, to netip.AddrPort) (int, error)
-	LocalAddr() net.Addr
-	SetReadDeadline(t time.Time) error
-	Close() error
-}
 
 // listener is the thread that serves TCP and UDP.
 type listener struct {
@@ -62,6 +46,7 @@ type listener struct {
 	conns   *connections
 	working chan struct{} // a place for each datagram that is worked on
 	stats   listenerStats
+	left    *sockets // what run let go of last
 
 	mu    sync.Mutex
 	bound netip.AddrPort // where it listens
@@ -150,31 +135,18 @@ func (l *listener) run(ctx context.Context, changed <-chan struct{}) error {
 			l.setBound(current, nil)
 			continue
 		}
-		next, err := l.bind(wanted)
-		if errors.Is(err, unix.EADDRINUSE) && wanted.Port() == current.addr.Port() {
-			// The old address holds the new one, as 0.0.0.0 holds all. The
-			// handshakes that find no socket in between are tried again by
-			// their clients' kernels.
-			current.letGo()
-			current.served.Wait()
-			current.close()
-			if next, err = l.bind(wanted); err != nil {
-				var backErr error
-				if next, backErr = l.bind(current.addr); backErr != nil {
-					return errors.Join(err, backErr)
-				}
-			}
+		next, err := l.replace(current, wanted)
+		if next == nil {
+			return err
+		}
+		if next != current {
 			current = next
 			l.open(ctx, current, &jobs, failed)
-		} else if err == nil {
-			l.open(ctx, next, &jobs, failed)
-			old := current
-			current = next
-			old.letGo()
 		}
-		l.setBound(current, err)
-		if err != nil {
-			l.d.log.Error("the listener stays where it is", "addr", current.addr, "err", err)
+		if news := l.setBound(current, err); err != nil {
+			if news {
+				l.d.log.Error("the listener stays where it is", "addr", current.addr, "err", err)
+			}
 			retry = time.After(bindAgain)
 		} else {
 			l.d.log.Info("the listener moved", "addr", current.addr)
@@ -182,18 +154,54 @@ func (l *listener) run(ctx context.Context, changed <-chan struct{}) error {
 	}
 }
 
+// replace returns the sockets that serve from now on: on the wanted address,
+// or, with an error, where the listener was; none if that is lost too.
+func (l *listener) replace(old *sockets, wanted netip.AddrPort) (*sockets, error) {
+	next, err := l.bind(wanted)
+	if errors.Is(err, unix.EADDRINUSE) && l.left != nil {
+		l.left.letGo(0) // it may be what is in the way
+		l.left.served.Wait()
+		l.left.close()
+		next, err = l.bind(wanted)
+	}
+	if err == nil {
+		old.letGo(lettingGo)
+		l.left = old
+		return next, nil
+	}
+	if !errors.Is(err, unix.EADDRINUSE) || wanted.Port() != old.addr.Port() {
+		return old, err
+	}
+	// The old address holds the new one, as 0.0.0.0 holds all. Handshakes that
+	// begin meanwhile are tried again by their clients' kernels.
+	old.letGo(lettingGo)
+	old.served.Wait()
+	old.close()
+	if next, err = l.bind(wanted); err == nil {
+		return next, nil
+	}
+	back, backErr := l.bind(old.addr)
+	if backErr != nil {
+		return nil, errors.Join(err, backErr)
+	}
+	return back, err
+}
+
 func (l *listener) wantedAddr() netip.AddrPort {
 	c := l.d.config.Load()
 	return netip.AddrPortFrom(value[netip.Addr](c, "listener.addr"), uint16(c.count("listener.port")))
 }
 
-func (l *listener) setBound(s *sockets, fault error) {
+// setBound says where the listener is, and tells whether fault is a new one.
+func (l *listener) setBound(s *sockets, fault error) (news bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	news = fault != nil && (l.fault == nil || l.fault.Error() != fault.Error())
 	l.bound, l.fault = netip.AddrPort{}, fault
 	if s != nil {
 		l.bound = s.addr
 	}
+	return news
 }
 
 func (l *listener) bind(addr netip.AddrPort) (*sockets, error) {
@@ -234,17 +242,14 @@ func (l *listener) open(ctx context.Context, s *sockets, jobs *sync.WaitGroup, f
 }
 
 // letGo ends s without losing a request: no new handshake begins, those that
-// began are completed and accepted, datagrams that wait are read.
-func (s *sockets) letGo() {
-	end := time.Now().Add(lettingGo)
-	if tcp, ok := s.tcp.(*net.TCPListener); ok {
-		if err := refuseHandshakes(tcp); err == nil {
-			tcp.SetDeadline(end)
-		} else {
-			tcp.Close()
-		}
+// began are completed and accepted for that long, and what waits then is still
+// taken (lastLook).
+func (s *sockets) letGo(after time.Duration) {
+	end := time.Now().Add(after)
+	if tcp, ok := s.tcp.(*net.TCPListener); !ok || refuseHandshakes(tcp) != nil {
+		s.tcp.Close() // worse: what waits is reset
 	} else {
-		s.tcp.Close()
+		tcp.SetDeadline(end)
 	}
 	s.udp.SetReadDeadline(end)
 }
@@ -254,35 +259,18 @@ func (s *sockets) close() {
 	s.udp.Close()
 }
 
-// refuseHandshakes has the kernel drop each SYN to the socket and nothing
-// else: connections that are being made are still completed. To close the
-// socket would reset them.
-func refuseHandshakes(tcp *net.TCPListener) error {
-	raw, err := tcp.SyscallConn()
-	if err != nil {
-		return err
-	}
-	const flags, syn, ack = 13, 0x02, 0x10 // of a TCP header, which the filter sees first
-	filter := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: flags},
-		{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: syn | ack},
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: syn, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
-	}
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	controlErr := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program)
-	})
-	return errors.Join(controlErr, err)
-}
-
 // acceptLoop returns nil when s is let go.
 func (l *listener) acceptLoop(ctx context.Context, s *sockets, jobs *sync.WaitGroup) error {
 	defer context.AfterFunc(ctx, func() { s.tcp.Close() })()
-	for {
+	for last := false; ; {
+		if tcp, ok := s.tcp.(*net.TCPListener); ok && last {
+			tcp.SetDeadline(time.Now().Add(lastLook))
+		}
 		conn, err := s.tcp.Accept()
 		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && !last:
+			last = true
+			continue
 		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
 			return nil
 		case isShortage(err):
@@ -344,10 +332,16 @@ func (l *listener) serveConnection(ctx context.Context, c *connection) {
 // datagramLoop returns nil when s is let go.
 func (l *listener) datagramLoop(ctx context.Context, s *sockets) error {
 	defer context.AfterFunc(ctx, func() { s.udp.SetReadDeadline(time.Unix(1, 0)) })()
-	buffer := make([]byte, 1<<16)
-	for {
-		n, from, err := s.udp.ReadFromUDPAddrPort(buffer)
+	buffer, control := make([]byte, 1<<16), make([]byte, 128)
+	for last := false; ; {
+		if last {
+			s.udp.SetReadDeadline(time.Now().Add(lastLook))
+		}
+		n, controlLen, _, from, err := s.udp.ReadMsgUDPAddrPort(buffer, control)
 		switch {
+		case errors.Is(err, os.ErrDeadlineExceeded) && !last && ctx.Err() == nil:
+			last = true
+			continue
 		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
 			return nil
 		case errors.Is(err, unix.ECONNREFUSED):
@@ -371,24 +365,31 @@ func (l *listener) datagramLoop(ctx context.Context, s *sockets) error {
 			l.stats.lost.Add(1)
 			continue
 		}
+		back := datagram{from, bytes.Clone(control[:controlLen])}
 		s.served.Add(1)
 		go func() {
 			defer s.served.Done()
 			defer func() { <-l.working }()
-			if err := guarded(func() error { l.answerDatagram(ctx, s, x, err, from); return nil }); err != nil {
+			if err := guarded(func() error { l.answerDatagram(ctx, s, x, err, back); return nil }); err != nil {
 				l.d.log.Error("a datagram's handler failed", "err", err)
 			}
 		}()
 	}
 }
 
-func (l *listener) answerDatagram(ctx context.Context, s *sockets, x *exchange, err error, to netip.AddrPort) {
+// datagram is what a reply needs to know of its request.
+type datagram struct {
+	from    netip.AddrPort
+	control []byte
+}
+
+func (l *listener) answerDatagram(ctx context.Context, s *sockets, x *exchange, err error, back datagram) {
 	reply := x.seal(l.answer(ctx, x, err), replyLimit)
 	if len(reply) > datagramLimit {
 		reply = x.seal(replyOf(l.d, nil, fmt.Errorf("the reply of %d bytes does not fit a datagram; use TCP", len(reply))), replyLimit)
 	}
 	// A receiver that is gone is his own loss.
-	s.udp.WriteToUDPAddrPort(reply, to)
+	s.udp.WriteMsgUDPAddrPort(reply, back.control, back.from)
 }
 
 // exchange is a request that opened, and what its reply is sealed with.
@@ -493,58 +494,4 @@ func (x *exchange) seal(r reply, limit int) []byte {
 	}
 	sealed, _ := seal(x.key, x.context, message)
 	return sealed
-}
-
-// hostNetwork is the machine's.
-type hostNetwork struct{}
-
-// listen binds exactly the family of addr; `::` takes both.
-func (hostNetwork) listen(addr netip.AddrPort) (net.Listener, error) {
-	return net.Listen("tcp"+family(addr), addr.String())
-}
-
-func (hostNetwork) listenPacket(addr netip.AddrPort) (packetConn, error) {
-	return net.ListenUDP("udp"+family(addr), net.UDPAddrFromAddrPort(addr))
-}
-
-func family(addr netip.AddrPort) string {
-	if addr.Addr().Is4() {
-		return "4"
-	}
-	return ""
-}
-
-// dial connects from a privileged port if it may, which keeps the ordinary
-// users of this machine from being taken for it (see blacklist.go).
-func (hostNetwork) dial(ctx context.Context, host string, port int) (net.Conn, error) {
-	to := net.JoinHostPort(host, fmt.Sprint(port))
-	dialer := net.Dialer{Control: func(network, _ string, raw syscall.RawConn) (err error) {
-		controlErr := raw.Control(func(fd uintptr) { err = bindPrivileged(int(fd), network) })
-		return errors.Join(controlErr, err)
-	}}
-	return dialer.DialContext(ctx, "tcp", to)
-}
-
-// The ports that bindresvport(3) takes too: privileged, and above those of
-// most servers.
-const firstReserved, lastReserved = 600, 1023
-
-// bindPrivileged binds a socket to a free privileged port. Who may not, or
-// finds none, connects from an ordinary one.
-func bindPrivileged(fd int, network string) error {
-	start := rand.IntN(lastReserved - firstReserved + 1)
-	for i := range lastReserved - firstReserved + 1 {
-		port := firstReserved + (start+i)%(lastReserved-firstReserved+1)
-		var local unix.Sockaddr = &unix.SockaddrInet4{Port: port}
-		if network == "tcp6" {
-			local = &unix.SockaddrInet6{Port: port}
-		}
-		switch err := unix.Bind(fd, local); {
-		case err == nil, errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-			return nil
-		case !errors.Is(err, unix.EADDRINUSE):
-			return fmt.Errorf("cannot bind port %d: %w", port, err)
-		}
-	}
-	return nil
 }

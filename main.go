@@ -23,7 +23,7 @@ import (
 const (
 	exitDone     = 0
 	exitFailed   = 1
-	exitTimeout  = 2
+	exitTimeout  = 2 // or not reached
 	exitNoDaemon = 3
 	exitStopped  = 10 // of the daemon, stopped by request: a service manager leaves it stopped
 	exitUsage    = 64

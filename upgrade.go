@@ -384,6 +384,8 @@ func (r summaryRules) inconsistencies(s *clusterStatus) (reasons []reason) {
 	return reasons
 }
 
+// upgrades are the nodes that are not where all shall be. Two versions among
+// nodes of which none is downgraded are such a node.
 func (r summaryRules) upgrades(s *clusterStatus) (reasons []reason) {
 	for _, node := range r.evidence(s) {
 		n := s.Nodes[node].Node
@@ -392,9 +394,6 @@ func (r summaryRules) upgrades(s *clusterStatus) (reasons []reason) {
 		} else if r.order.compare(string(n.Installed.Version), string(s.To)) < 0 {
 			reasons = append(reasons, reason{"not_installed", fmt.Sprintf("%s: %s is installed, not %s", node, n.Installed.Version, s.To)})
 		}
-	}
-	if versions := r.distinct(s); len(reasons) == 0 && len(versions) == 2 {
-		reasons = append(reasons, reason{"two_versions", "two versions: " + strings.Join(versions, ", ")})
 	}
 	return reasons
 }

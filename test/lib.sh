@@ -9,7 +9,7 @@
 # A test is: begin NAME, functions full of checks, finish. Its last line is
 # `NAME: N passed, M failed`; its exit status 1 if a check failed.
 # Names and variables here are for the scripts, hence:
-# shellcheck disable=SC2034
+# shellcheck disable=SC2034,SC2317
 set -euo pipefail
 export LC_ALL=C
 
@@ -21,7 +21,6 @@ finished=no
 next_port=0
 port=0 secret='' # of the cluster that make_cluster made
 out='' err='' status=0 # of the last run
-node_folders=(etc var log run)
 
 # begin NAME: the test starts.
 begin() {
@@ -73,9 +72,8 @@ leave() {
 		failed=$((failed + 1))
 		printf 'FAIL - the script ended early, with exit status %d\n' "$ended"
 	fi
-	printf '%s: %d passed, %d failed' "$title" "$passed" "$failed"
-	((skipped == 0)) || printf ', %d skipped' "$skipped"
-	printf '\n'
+	((skipped == 0)) || printf '%d skipped\n' "$skipped"
+	printf '%s: %d passed, %d failed\n' "$title" "$passed" "$failed"
 	exit "$((failed > 0))"
 }
 
@@ -177,12 +175,9 @@ until_true() {
 			printf 'did not become true: %s\n' "$*"
 			return 1
 		fi
-		pause 0.03
+		sleep 0.03
 	done
 }
-
-# pause SECONDS, between two tries.
-pause() { read -r -t "$1" <> <(:) || true; }
 
 # ---- Ports ------------------------------------------------------------------
 
@@ -217,10 +212,8 @@ on_node() {
 
 # make_folders NODE
 make_folders() {
-	local folder
-	for folder in "${node_folders[@]}"; do
-		mkdir -p -m 0700 "$tmp/$1/$folder"
-	done
+	mkdir -p "$tmp/$1"/{etc,var,log,run}
+	chmod 0700 "$tmp/$1"/{etc,var,log,run}
 }
 
 # make_node NODE ADDRESS PORT: its folders, and a node.conf without cluster.
@@ -295,11 +288,10 @@ config_error() {
 # environment: nobody else's can.
 own_pids() {
 	local file
-	for file in /proc/[0-9]*/environ; do
-		grep -qsz "^OSVCRUN=$tmp/" "$file" || continue
+	while IFS= read -r file; do
 		file=${file%/environ}
 		printf '%s\n' "${file##*/}"
-	done
+	done < <(grep -lsz "^OSVCRUN=$tmp/" /proc/[0-9]*/environ || true)
 }
 
 # end_own ends what this run started: asked first, then killed.

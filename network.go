@@ -1,0 +1,126 @@
+// network.go: what the daemon uses of the machine's network: sockets, and the
+// few of their options that matter here.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// network is the part of the world that the daemon sends and receives by.
+type network interface {
+	listen(addr netip.AddrPort) (net.Listener, error)
+	listenPacket(addr netip.AddrPort) (packetConn, error)
+	dial(ctx context.Context, host string, port int) (net.Conn, error)
+}
+
+// packetConn is what the daemon uses of a *net.UDPConn. The control data of a
+// datagram says to which address it came; given back with the reply, it has
+// the reply sent from there, and not from what the route prefers.
+type packetConn interface {
+	ReadMsgUDPAddrPort(b, control []byte) (n, controlLen, flags int, from netip.AddrPort, err error)
+	WriteMsgUDPAddrPort(b, control []byte, to netip.AddrPort) (n, controlLen int, err error)
+	SetReadDeadline(t time.Time) error
+	Close() error
+}
+
+// hostNetwork is the machine's.
+type hostNetwork struct{}
+
+// listen binds exactly the family of addr; `::` takes both. Multipath TCP,
+// Go's default, would not let refuseHandshakes have its filter.
+func (hostNetwork) listen(addr netip.AddrPort) (net.Listener, error) {
+	var config net.ListenConfig
+	config.SetMultipathTCP(false)
+	return config.Listen(context.Background(), "tcp"+family(addr), addr.String())
+}
+
+func (hostNetwork) listenPacket(addr netip.AddrPort) (packetConn, error) {
+	config := net.ListenConfig{Control: func(network, _ string, raw syscall.RawConn) (err error) {
+		level, option := unix.SOL_IP, unix.IP_PKTINFO
+		if network == "udp6" {
+			level, option = unix.SOL_IPV6, unix.IPV6_RECVPKTINFO
+		}
+		controlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) })
+		return errors.Join(controlErr, err)
+	}}
+	conn, err := config.ListenPacket(context.Background(), "udp"+family(addr), addr.String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UDPConn), nil
+}
+
+func family(addr netip.AddrPort) string {
+	if addr.Addr().Is4() {
+		return "4"
+	}
+	return ""
+}
+
+// dial connects from a privileged port if it may, which keeps the ordinary
+// users of this machine from being taken for it (see blacklist.go).
+func (hostNetwork) dial(ctx context.Context, host string, port int) (net.Conn, error) {
+	to := net.JoinHostPort(host, fmt.Sprint(port))
+	dialer := net.Dialer{Control: func(network, _ string, raw syscall.RawConn) (err error) {
+		controlErr := raw.Control(func(fd uintptr) { err = bindPrivileged(int(fd), network) })
+		return errors.Join(controlErr, err)
+	}}
+	return dialer.DialContext(ctx, "tcp", to)
+}
+
+// The ports that bindresvport(3) takes too: privileged, and above those of
+// most servers.
+const firstReserved, lastReserved = 600, 1023
+
+// bindPrivileged binds a socket to a free privileged port. Who may not, or
+// finds none, connects from an ordinary one.
+func bindPrivileged(fd int, network string) error {
+	start := rand.IntN(lastReserved - firstReserved + 1)
+	for i := range lastReserved - firstReserved + 1 {
+		port := firstReserved + (start+i)%(lastReserved-firstReserved+1)
+		var local unix.Sockaddr = &unix.SockaddrInet4{Port: port}
+		if network == "tcp6" {
+			local = &unix.SockaddrInet6{Port: port}
+		}
+		switch err := unix.Bind(fd, local); {
+		case err == nil, errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+			return nil
+		case !errors.Is(err, unix.EADDRINUSE):
+			return fmt.Errorf("cannot bind port %d: %w", port, err)
+		}
+	}
+	return nil
+}
+
+// refuseHandshakes has the kernel drop each SYN to the socket and nothing
+// else: connections that are being made are still completed. To close the
+// socket would reset them.
+func refuseHandshakes(tcp *net.TCPListener) error {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return err
+	}
+	const flags, syn, ack = 13, 0x02, 0x10 // of a TCP header, which the filter sees first
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: flags},
+		{Code: unix.BPF_ALU | unix.BPF_AND | unix.BPF_K, K: syn | ack},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: syn, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffffffff},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	controlErr := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptSockFprog(int(fd), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program)
+	})
+	return errors.Join(controlErr, err)
+}

@@ -153,9 +153,14 @@ func (a caller) askOnce(ctx context.Context, host string, port int, peer, action
 		if err != nil {
 			return err
 		}
-		if err := frame(message, r); err != nil || !r.More {
-			return err
+		err = frame(message, r)
+		if err == nil && r.More {
+			continue
 		}
+		// The listener closes first; a client that did would block its port.
+		conn.SetReadDeadline(time.Now().Add(finishDelay))
+		io.CopyN(io.Discard, in, replyLimit) // whatever it says, the exchange is over
+		return err
 	}
 }
 
@@ -201,7 +206,7 @@ func readEnvelope(in *bufio.Reader) ([]byte, error) {
 		case err == nil:
 			return raw[:len(raw)-1], nil
 		case errors.Is(err, bufio.ErrBufferFull):
-		case errors.Is(err, io.EOF) && len(raw) > 0:
+		case isReset(err) && len(raw) > 0:
 			return nil, &answerError{kind: answerBadReply, err: io.ErrUnexpectedEOF}
 		default:
 			return nil, err

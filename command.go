@@ -29,6 +29,7 @@ type body = func(ctx context.Context, p paths, args []string) error
 const (
 	startTimeout = 20 * time.Second
 	endTimeout   = 20 * time.Second
+	answerPause  = 10 * time.Millisecond // between two questions to a daemon that starts
 )
 
 // printRaw prints each frame as a line.
@@ -283,7 +284,7 @@ func startDaemon(ctx context.Context, p paths) error {
 }
 
 // startDetached runs the daemon in a session of its own, its log appended to
-// node.log, and waits for it to say READY=1, as a service manager would.
+// node.log, and waits until it answers, or has ended.
 func startDetached(ctx context.Context, p paths) error {
 	if err := p.makeFolders(); err != nil {
 		return err
@@ -297,39 +298,34 @@ func startDetached(ctx context.Context, p paths) error {
 	if err != nil {
 		return fmt.Errorf("cannot read the log: %w", err)
 	}
-	name := fmt.Sprintf("@agentd-start-%d-%d", os.Getpid(), time.Now().UnixNano())
-	ready, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: name, Net: "unixgram"})
-	if err != nil {
-		return fmt.Errorf("cannot wait for the daemon: %w", err)
-	}
-	defer ready.Close()
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("cannot find agentd: %w", err)
 	}
-	pidfd := -1
 	cmd := exec.Command(self, "run")
-	cmd.Env = append(os.Environ(), "NOTIFY_SOCKET="+name)
 	cmd.Dir = "/"
 	cmd.Stderr = log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("cannot start the daemon: %w", err)
 	}
 	ended := make(chan error, 1)
-	go func() {
-		ended <- waitProcess(ctx, pidfd)
-		ready.SetReadDeadline(time.Unix(1, 0))
-	}()
-	message := make([]byte, 64)
-	n, err := ready.Read(message)
-	if err == nil && string(message[:n]) == "READY=1" {
-		return cmd.Process.Release()
+	go func() { ended <- waitProcess(ctx, cmd.Process.Pid) }()
+	for ask := time.Tick(answerPause); ; {
+		select {
+		case <-ask:
+			if askLocal(ctx, p, "ping", nil, nil, discard) == nil {
+				return cmd.Process.Release()
+			}
+			continue
+		case err = <-ended:
+		}
+		break
 	}
-	if err := <-ended; err != nil {
-		return fmt.Errorf("the daemon is not ready after %s; see %s: %w", startTimeout, p.nodeLog(), err)
+	if err != nil {
+		return fmt.Errorf("the daemon does not answer after %s; see %s: %w", startTimeout, p.nodeLog(), err)
 	}
-	said, err := io.ReadAll(io.LimitReader(io.NewSectionReader(log, logged, 1<<20), 1<<20))
+	said, err := io.ReadAll(io.NewSectionReader(log, logged, 1<<20))
 	if err != nil || len(said) == 0 {
 		return fmt.Errorf("the daemon ended at once; see %s", p.nodeLog())
 	}
@@ -376,7 +372,7 @@ func endDaemon(ctx context.Context, p paths, action string, words ...string) err
 	err = askLocal(ctx, p, action, options, func(conn *net.UnixConn) error {
 		peer, err := peerCredentials(conn)
 		if err == nil {
-			pidfd, err = unix.PidfdOpen(int(peer.Pid), 0)
+			pidfd, err = unix.PidfdOpen(int(peer.Pid), unix.PIDFD_NONBLOCK)
 		}
 		return err
 	}, discard)
@@ -387,168 +383,7 @@ func endDaemon(ctx context.Context, p paths, action string, words ...string) err
 	case err != nil:
 		return err
 	}
-	return waitProcess(ctx, pidfd)
-}
-
-// paramFlag is the option that names a parameter.
-func paramFlag(flags *flag.FlagSet) func() (section, key, scope string, err error) {
-	name := flags.String("param", "", "the parameter, `SECTION.KEY[@NODE]`")
-	return func() (string, string, string, error) {
-		section, key, scope, err := splitParameter(*name)
-		if err != nil {
-			return "", "", "", usageError("--param: %w", err)
-		}
-		if findKey(section, key) == nil {
-			return "", "", "", fmt.Errorf("unknown parameter %s%s", *name, didYouMean(section, key))
-		}
-		return section, key, scope, nil
-	}
-}
-
-func bindGet(flags *flag.FlagSet) body {
-	param := paramFlag(flags)
-	return func(_ context.Context, p paths, _ []string) error {
-		section, key, scope, err := param()
-		if err != nil {
-			return err
-		}
-		c, err := loadConfig(p)
-		if err != nil {
-			return err
-		}
-		if scope == "" {
-			scope = c.node
-		}
-		text, _, ok := c.doc.value(section, key, scope)
-		switch {
-		case ok:
-		case section+"."+key == "cluster.nodes":
-			text = strings.Join(c.members(), " ")
-		case section+"."+key == "node.name":
-			text = c.node
-		default:
-			text = findKey(section, key).initial
-		}
-		fmt.Println(text)
-		return nil
-	}
-}
-
-func bindSet(flags *flag.FlagSet) body {
-	param := paramFlag(flags)
-	value := flags.String("value", "", "the new value; - reads it from standard input `V`")
-	return func(_ context.Context, p paths, _ []string) error {
-		section, key, scope, err := param()
-		if err != nil {
-			return err
-		}
-		given := false
-		flags.Visit(func(f *flag.Flag) { given = given || f.Name == "value" })
-		if !given {
-			return usageError("nodemgr set: --value is missing; to remove a parameter: nodemgr unset")
-		}
-		if *value == "-" {
-			text, err := io.ReadAll(io.LimitReader(os.Stdin, 1<<16))
-			if err != nil {
-				return fmt.Errorf("cannot read the value: %w", err)
-			}
-			*value = strings.TrimRight(string(text), "\r\n")
-		}
-		return editConfig(p, func(doc *ini) error { return doc.set(section, key, scope, *value) })
-	}
-}
-
-func bindUnset(flags *flag.FlagSet) body {
-	param := paramFlag(flags)
-	return func(_ context.Context, p paths, _ []string) error {
-		section, key, scope, err := param()
-		if err != nil {
-			return err
-		}
-		return editConfig(p, func(doc *ini) error {
-			if !doc.unset(section, key, scope) {
-				return fmt.Errorf("%s is not set", parameter(section, key, scope))
-			}
-			return nil
-		})
-	}
-}
-
-func bindPrint(*flag.FlagSet) body {
-	return func(_ context.Context, p paths, _ []string) error {
-		text, _, err := readRegular(p.nodeConf(), iniSizeLimit)
-		if err != nil {
-			return err
-		}
-		// Printed even if it has faults, so that they can be seen.
-		doc, faults := parseINI("node.conf", string(text))
-		for _, line := range doc.lines {
-			if strings.HasSuffix(line.key, "secret") {
-				line.raw = line.raw[:line.begin] + " # hidden; see nodemgr get --param " + parameter(line.section, line.key, line.scope)
-			}
-			fmt.Println(line.raw)
-		}
-		return faults
-	}
-}
-
-// bindEdit lets a person edit a copy, which takes the file's place if it is
-// valid and nobody changed the file meanwhile. Else the copy stays.
-func bindEdit(*flag.FlagSet) body {
-	return func(ctx context.Context, p paths, _ []string) error {
-		if err := ensureConfig(p); err != nil && !errors.Is(err, os.ErrNotExist) {
-			// A file with faults is one to edit.
-			fmt.Fprintln(os.Stderr, "error:", err)
-		}
-		before, _, err := readRegular(p.nodeConf(), iniSizeLimit)
-		if err != nil {
-			return err
-		}
-		copied, err := os.CreateTemp(p.etc, ".node.conf.edit.*")
-		if err != nil {
-			return fmt.Errorf("cannot edit: %w", err)
-		}
-		_, err = copied.Write(before)
-		if err = errors.Join(err, copied.Close()); err != nil {
-			return fmt.Errorf("cannot edit: %w", err)
-		}
-		if err := runEditor(ctx, copied.Name()); err != nil {
-			return errors.Join(err, os.Remove(copied.Name()))
-		}
-		after, _, err := readRegular(copied.Name(), iniSizeLimit)
-		if err == nil {
-			err = updateConfig(p, func(now string) (string, error) {
-				if now != string(before) {
-					return "", errors.New("somebody else changed the file meanwhile; run the command again")
-				}
-				return string(after), nil
-			})
-		}
-		if err != nil {
-			return fmt.Errorf("node.conf is unchanged; your text is in %s:\n%w", copied.Name(), err)
-		}
-		return os.Remove(copied.Name())
-	}
-}
-
-func runEditor(ctx context.Context, path string) error {
-	editor := os.Getenv("VISUAL")
-	if editor == "" {
-		editor = os.Getenv("EDITOR")
-	}
-	if editor == "" {
-		editor = "vi"
-	}
-	words, err := splitWords(editor)
-	if err != nil || len(words) == 0 {
-		return fmt.Errorf("cannot use the editor %q: %w", editor, err)
-	}
-	cmd := exec.CommandContext(ctx, words[0], append(words[1:], path)...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("node.conf is unchanged: the editor failed: %w", err)
-	}
-	return nil
+	return waitPidfd(ctx, pidfd)
 }
 
 func bindPing(flags *flag.FlagSet) body {
@@ -583,6 +418,8 @@ func bindQueueAdd(*flag.FlagSet) body {
 
 func bindDequeue(*flag.FlagSet) body {
 	return func(ctx context.Context, p paths, _ []string) error {
+		ctx, stop := untilSignal(ctx)
+		defer stop()
 		ran, err := dequeue(ctx, p, runCommand)
 		if err != nil {
 			return err

@@ -201,7 +201,7 @@ func (c *config) checkTogether() error {
 		c.values["cluster.nodes"] = []string{c.node}
 	}
 	at := func(section, key string) string {
-		if _, number, ok := c.doc.value(section, key, ""); ok {
+		if _, number, ok := c.doc.value(section, key, c.node); ok {
 			return fmt.Sprintf("%s:%d: %s.%s", c.doc.name, number, section, key)
 		}
 		return c.doc.name + ": " + section + "." + key
@@ -228,7 +228,10 @@ func (c *config) checkTogether() error {
 
 // findKey returns the description of a key, nil for an unknown one.
 func findKey(section, key string) *keySpec {
-	if prefix, name, found := strings.Cut(section, "#"); found && name != "" {
+	if prefix, name, found := strings.Cut(section, "#"); found {
+		if name == "" {
+			return nil // the # is there for a name
+		}
 		section = prefix + "#"
 	}
 	for i := range nodeKeys {
@@ -487,14 +490,20 @@ func editConfig(p paths, change func(doc *ini) error) error {
 }
 
 // ensureConfig makes node.conf where there is none, and a secret where there
-// is none in it.
-func ensureConfig(p paths) error {
-	return editConfig(p, func(doc *ini) error {
+// is none in it, at the first start. Later, a file or a secret that is gone is
+// an error: another secret would take the node out of its cluster.
+func ensureConfig(p paths) (made bool, err error) {
+	err = editConfig(p, func(doc *ini) error {
 		if doc.find("cluster", "secret", "") >= 0 {
 			return nil
 		}
+		if _, err := os.Stat(p.goodConf()); err == nil {
+			return fmt.Errorf("node.conf: cluster.secret is gone; put it back (%s has the last good text), or remove that file to have a new one made", p.goodConf())
+		}
 		var secret [32]byte
 		rand.Read(secret[:]) // never fails: crypto/rand ends the process instead
+		made = true
 		return doc.set("cluster", "secret", "", hex.EncodeToString(secret[:]))
 	})
+	return made && err == nil, err
 }

@@ -27,8 +27,8 @@ const (
 	finishDelay = time.Second
 )
 
-// connection is one client. The first fields are its goroutine's; place and
-// bytes belong to connections.
+// connection is one client. The first fields are its goroutine's; the others
+// belong to connections.
 type connection struct {
 	net.Conn
 	all    *connections
@@ -96,7 +96,15 @@ func (t *connections) admit(c *connection, limit int) bool {
 func (t *connections) reserve(c *connection, n int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for c.held && t.bytes+n > unknownBytes && t.evict(func(*connection) bool { return true }) {
+	for c.held && t.bytes+n > unknownBytes {
+		// Who takes the most goes, the oldest of those: small requests pass.
+		most := 0
+		for element := t.waiting.Front(); element != nil; element = element.Next() {
+			most = max(most, element.Value.(*connection).bytes)
+		}
+		if !t.evict(func(w *connection) bool { return w.bytes == most }) {
+			break
+		}
 	}
 	if !c.held {
 		return false

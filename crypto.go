@@ -32,6 +32,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"unicode/utf8"
 
 	"golang.org/x/crypto/scrypt"
 )
@@ -91,6 +92,9 @@ func parseEnvelope(raw []byte) (envelope, error) {
 		return e, err
 	}
 	e.cluster, e.node = string(fields.clustername), string(fields.nodename)
+	if !utf8.ValidString(e.cluster) || !utf8.ValidString(e.node) {
+		return envelope{}, errShape
+	}
 	if e.cluster == "" || e.node == "" || len(e.cluster) > 255 || len(e.node) > 255 {
 		return e, errShape
 	}
@@ -103,28 +107,35 @@ func parseEnvelope(raw []byte) (envelope, error) {
 			return e, err
 		}
 	}
-	data := bytes.TrimRight(fields.data, "=")
-	n, err := base64url.Decode(data, data)
-	if err != nil || n < tagSize+1 {
+	if e.data, err = decodeBytes(fields.data, fields.data); err != nil || len(e.data) < tagSize+1 {
 		return e, errShape
 	}
-	e.data = data[:n]
 	return e, nil
 }
 
 func decodeSalt(to *salt, text []byte) error {
-	text = bytes.TrimRight(text, "=")
-	if len(text) != base64url.EncodedLen(saltSize) {
+	if len(bytes.TrimRight(text, "=")) != base64url.EncodedLen(saltSize) {
 		return errShape
 	}
-	if _, err := base64url.Decode(to[:], text); err != nil {
-		return errShape
+	_, err := decodeBytes(to[:], text)
+	return err
+}
+
+// decodeBytes reads base64url with or without padding. The decoder of the
+// library would pass over line ends.
+func decodeBytes(to, text []byte) ([]byte, error) {
+	if bytes.ContainsAny(text, "\r\n") {
+		return nil, errShape
 	}
-	return nil
+	n, err := base64url.Decode(to, bytes.TrimRight(text, "="))
+	if err != nil {
+		return nil, errShape
+	}
+	return to[:n], nil
 }
 
 // envelopeFields are the members of an envelope's object, as written.
-type envelopeFields struct{ clustername, nodename, salt, data, request, token []byte }
+type envelopeFields struct{ clustername, nodename, salt, data, request []byte }
 
 func (f *envelopeFields) member(name string) *[]byte {
 	switch name {
@@ -138,8 +149,6 @@ func (f *envelopeFields) member(name string) *[]byte {
 		return &f.data
 	case "request":
 		return &f.request
-	case "token":
-		return &f.token
 	}
 	return nil
 }

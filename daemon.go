@@ -138,6 +138,11 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 	if d.replay, err = newReplayGuard(p.clock(), time.Now(), boottime); err != nil {
 		return nil, err
 	}
+	d.replay.failed = func(err error) {
+		if d.outsiders.allow() {
+			log.Warn("the time of the latest request is not kept", "err", err)
+		}
+	}
 	if ahead := time.Until(time.UnixMilli(d.replay.now())); ahead > time.Minute {
 		log.Warn("requests must bear a time later than this machine's clock, since earlier ones did; if its clock is right, stop the daemon and remove the file",
 			"ahead", ahead.Round(time.Second), "file", p.clock())
@@ -151,7 +156,10 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 // parse, left so by an edit, must not keep a daemon down that worked with the
 // text before: that is kept for this case.
 func (d *daemon) firstConfig() error {
-	err := ensureConfig(d.paths)
+	made, err := ensureConfig(d.paths)
+	if made {
+		d.log.Info("a new secret was made", "file", d.paths.nodeConf())
+	}
 	d.configStamp = fileStamp(d.paths.nodeConf())
 	var c *config
 	if err == nil {
@@ -204,6 +212,9 @@ func (d *daemon) serve(ctx context.Context) (byRequest bool, err error) {
 	d.tell("STOPPING=1")
 	late := time.AfterFunc(stopTimeout, func() {
 		d.log.Error("the daemon did not end in time and is ended")
+		if d.byRequest {
+			os.Exit(exitStopped)
+		}
 		os.Exit(exitFailed)
 	})
 	defer late.Stop()
@@ -285,6 +296,9 @@ func (d *daemon) threadEnded(t *thread, err error, asked bool) {
 	if asked {
 		t.err, t.failures = err, 0
 		d.log.Info("thread stopped", "thread", t.id)
+		if t.wanted { // started again while it stopped
+			d.startThread(t)
+		}
 		return
 	}
 	if err == nil {
@@ -395,8 +409,7 @@ func (d *daemon) adopt(c *config) {
 	}
 }
 
-// watchConfig takes up changes of node.conf by its timestamp, and does what
-// else is due once a second.
+// watchConfig takes up changes of node.conf by its timestamp.
 func (d *daemon) watchConfig(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
@@ -409,9 +422,6 @@ func (d *daemon) watchConfig(ctx context.Context) {
 			}
 			d.do(func() { d.reload(c, err) })
 			last = now
-		}
-		if err := d.replay.persist(); err != nil && d.outsiders.allow() {
-			d.log.Warn("the time of the latest request is not kept", "err", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -91,7 +91,7 @@ func parseLine(raw, section string) (iniLine, error) {
 	}
 	line.key, line.scope = match[1], match[2]
 	line.begin = equals + 1
-	for line.begin < len(raw) && isBlank(raw[line.begin]) {
+	for line.begin < len(raw) && (raw[line.begin] == ' ' || raw[line.begin] == '\t') {
 		line.begin++
 	}
 	line.end = line.begin + valueEnd(raw[line.begin:])
@@ -200,29 +200,41 @@ func (doc *ini) value(section, key, node string) (value string, number int, ok b
 // a reader would look for it. It fails on a value that would be read back as
 // another.
 func (doc *ini) set(section, key, scope, value string) error {
-	line, err := parseLine(key+atScope(scope)+" = "+value, section)
+	name := parameter(section, key, scope)
+	if header, err := parseLine("["+section+"]", ""); err != nil || header.section != section || strings.ContainsAny(section, "[]\n\r") {
+		return fmt.Errorf("cannot set %s: %q is no name for a section", name, section)
+	}
+	i := doc.find(section, key, scope)
+	raw := key + atScope(scope) + " = " + value
+	if i >= 0 {
+		raw = doc.lines[i].withValue(value)
+	}
+	line, err := parseLine(raw, section)
 	switch {
 	case err != nil:
-		return fmt.Errorf("cannot set %s: %w", parameter(section, key, scope), err)
+		return fmt.Errorf("cannot set %s: %w", name, err)
+	case line.key != key || line.scope != scope:
+		return fmt.Errorf("cannot set %s: this is no name for a parameter", name)
 	case strings.ContainsAny(value, "\n\r") || line.value() != value:
-		return fmt.Errorf("cannot set %s: a value has one line, no blanks around it, and ` #` in quotes only", parameter(section, key, scope))
-	case strings.ContainsAny(section, "[]\n\r") || strings.TrimSpace(section) != section:
-		return fmt.Errorf("cannot set %s: %q is no name for a section", parameter(section, key, scope), section)
-	}
-	if i := doc.find(section, key, scope); i >= 0 {
-		old := doc.lines[i]
-		gap := ""
-		if old.begin > 0 && old.raw[old.begin-1] == '=' {
-			gap = " "
-		}
-		line.raw = old.raw[:old.begin] + gap + value + old.raw[old.end:]
-		line.begin = old.begin + len(gap)
-		line.end = line.begin + len(value)
+		return fmt.Errorf("cannot set %s: a value has one line, no blanks around it, and ` #` in quotes only", name)
+	case i >= 0:
 		doc.lines[i] = line
-		return nil
+	default:
+		doc.insert(line)
 	}
-	doc.insert(line)
 	return nil
+}
+
+// withValue is the line with another value, its comment kept.
+func (l iniLine) withValue(value string) string {
+	head, tail := l.raw[:l.begin], l.raw[l.end:]
+	if strings.HasSuffix(head, "=") {
+		head += " "
+	}
+	if tail != "" && !isBlank(tail[0]) {
+		tail = " " + tail
+	}
+	return head + value + tail
 }
 
 // insert puts a new line behind its key's other scopes, else behind the
@@ -241,7 +253,7 @@ func (doc *ini) insert(line iniLine) {
 		case strings.TrimSpace(other.raw) != "":
 			r = 1
 		}
-		if r > 0 && r >= rank {
+		if r > rank || r == rank && r != 2 && r > 0 { // the first explanation, the last of the others
 			at, rank = i, r
 		}
 	}

@@ -116,15 +116,9 @@ const (
 // nodeStatus answers for this node.
 func (d *daemon) nodeStatus(ctx context.Context) nodeStatus {
 	c := d.config.Load()
-	r := statusReader{c: c, paths: d.paths, run: d.run, releaseFile: d.journal.releaseFile(c)}
+	r := statusReader{c: c, paths: d.paths, run: d.run, releaseFile: d.journal.releaseFile(c), journal: d.journal}
 	s := r.read(ctx)
 	s.DaemonID = d.id
-	if s.Installed.Error == "" {
-		s.Previous = d.journal.observe(string(s.Installed.Version), c.order())
-	}
-	if s.Installed.Since == nil {
-		s.Installed.Since = d.journal.since(string(s.Installed.Version))
-	}
 	return s
 }
 
@@ -134,6 +128,7 @@ type statusReader struct {
 	paths       paths
 	run         runner
 	releaseFile string
+	journal     *journal // nil: none is kept
 }
 
 func (r statusReader) read(ctx context.Context) nodeStatus {
@@ -141,6 +136,13 @@ func (r statusReader) read(ctx context.Context) nodeStatus {
 	var hooks sync.WaitGroup
 	hooks.Go(func() { s.Reboot = r.reboot(ctx) })
 	s.Installed, s.Product = r.installed(ctx)
+	if r.journal != nil && s.Installed.Error == "" {
+		var since time.Time
+		since, s.Previous = r.journal.observe(string(s.Installed.Version), r.c.order())
+		if s.Installed.Since == nil {
+			s.Installed.Since = &since
+		}
+	}
 	s.Finalized = r.finalized(ctx, s.Installed)
 	s.State, s.Reasons = judge(s.Installed, s.Finalized, r.c.order())
 	readMachine(&s)
@@ -441,7 +443,8 @@ func (r statusReader) hook(ctx context.Context, command []string) (string, int, 
 	defer cancel()
 	out := &boundedBuffer{limit: hookOutput}
 	exit, err := r.run(ctx, command, out, nil)
-	return string(out.kept), exit, err
+	text, _ := out.text()
+	return text, exit, err
 }
 
 func (r statusReader) reboot(ctx context.Context) rebootStatus {
@@ -541,6 +544,9 @@ func finalize(ctx context.Context, c *config, p paths, releaseFile, wanted strin
 	version := string(installed.Version)
 	if now := r.finalizedFile(ctx, finalizedFile(c, p)); string(now.Version) == version && now.Error == "" {
 		return version, nil
+	}
+	if back, err := r.finalizedText(version); err != nil || string(back) != version {
+		return "", fmt.Errorf("cannot finalize: finalized.pattern would not read %q back, so the product itself writes the file", version)
 	}
 	return version, writeFile(finalizedFile(c, p), []byte(version+"\n"), 0o644)
 }

@@ -89,8 +89,9 @@ func chooseReleaseFile(c *config, chosen string) string {
 	return standardReleaseFiles[len(standardReleaseFiles)-1]
 }
 
-// observe takes the installed version and returns the one before it.
-func (j *journal) observe(version string, order versionOrder) *seenVersion {
+// observe takes the installed version, and returns since when it was seen, and
+// the one before it.
+func (j *journal) observe(version string, order versionOrder) (since time.Time, before *seenVersion) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.state.Current == nil || order.compare(j.state.Current.Version, version) != 0 {
@@ -100,22 +101,11 @@ func (j *journal) observe(version string, order versionOrder) *seenVersion {
 		j.state.Current = &seenVersion{version, time.Now().UTC().Truncate(time.Second)}
 		j.store()
 	}
-	if j.state.Previous == nil {
-		return nil
+	if j.state.Previous != nil {
+		previous := *j.state.Previous
+		before = &previous
 	}
-	previous := *j.state.Previous
-	return &previous
-}
-
-// since tells since when version was seen, if it is the present one.
-func (j *journal) since(version string) *time.Time {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.state.Current == nil || j.state.Current.Version != version {
-		return nil
-	}
-	since := j.state.Current.Since
-	return &since
+	return j.state.Current.Since, before
 }
 
 func (j *journal) store() {

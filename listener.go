@@ -28,7 +28,7 @@ const (
 	// requestDeadline is the time for a request to be complete.
 	requestDeadline = 5 * time.Second
 	// writeDeadline is the time for a client to take a reply.
-	writeDeadline = 5 * time.Second
+	writeDeadline = 3 * time.Second // below stopTimeout
 	// datagramsAtOnce bounds the datagrams that are worked on; more are dropped.
 	datagramsAtOnce = 64
 	// lettingGo is how long a socket that was replaced still serves what had
@@ -55,7 +55,7 @@ type listener struct {
 
 // listenerStats count since the daemon's start.
 type listenerStats struct {
-	requests, errors, invalid, dropped, empty, lost atomic.Int64
+	requests, errors, invalid, dropped, lost atomic.Int64
 }
 
 func newListener(d *daemon) *listener {
@@ -85,7 +85,7 @@ func (l *listener) report() (config, stats map[string]any) {
 		"errors":          l.stats.errors.Load(),   // answered with status 1
 		"invalid":         l.stats.invalid.Load(),  // counted against their sender
 		"dropped":         l.stats.dropped.Load(),  // of senders that are shut out
-		"empty":           l.stats.empty.Load(),
+		"empty":           l.d.queue.asked.Load(),
 		"closed_for_room": l.conns.closed.Load(), // connections
 		"lost":            l.stats.lost.Load(),   // datagrams for which there was no place
 		"connections":     l.conns.len(),
@@ -112,7 +112,7 @@ func (l *listener) run(ctx context.Context, changed <-chan struct{}) error {
 	defer cancel()
 
 	failed := make(chan error, 2)
-	current, err := l.bind(l.wantedAddr())
+	current, err := bind(l.d.network, l.wantedAddr())
 	l.setBound(current, err)
 	if err != nil {
 		return err
@@ -136,9 +136,6 @@ func (l *listener) run(ctx context.Context, changed <-chan struct{}) error {
 			continue
 		}
 		next, err := l.replace(current, wanted)
-		if next == nil {
-			return err
-		}
 		if next != current {
 			current = next
 			l.open(ctx, current, &jobs, failed)
@@ -155,36 +152,34 @@ func (l *listener) run(ctx context.Context, changed <-chan struct{}) error {
 }
 
 // replace returns the sockets that serve from now on: on the wanted address,
-// or, with an error, where the listener was; none if that is lost too.
+// or, with an error, the old ones.
 func (l *listener) replace(old *sockets, wanted netip.AddrPort) (*sockets, error) {
-	next, err := l.bind(wanted)
+	next, err := bind(l.d.network, wanted)
 	if errors.Is(err, unix.EADDRINUSE) && l.left != nil {
 		l.left.letGo(0) // it may be what is in the way
 		l.left.served.Wait()
 		l.left.close()
-		next, err = l.bind(wanted)
+		next, err = bind(l.d.network, wanted)
 	}
-	if err == nil {
-		old.letGo(lettingGo)
-		l.left = old
-		return next, nil
+	if side, ok := l.d.network.(besideNetwork); ok && errors.Is(err, unix.EADDRINUSE) && wanted.Port() == old.addr.Port() {
+		// The old sockets may be what is in the way, as 0.0.0.0 holds all.
+		old.share(true)
+		next, err = bind(side.beside(), wanted)
+		old.share(false)
 	}
-	if !errors.Is(err, unix.EADDRINUSE) || wanted.Port() != old.addr.Port() {
+	if err != nil {
 		return old, err
 	}
-	// The old address holds the new one, as 0.0.0.0 holds all. Handshakes that
-	// begin meanwhile are tried again by their clients' kernels.
+	next.share(false)
 	old.letGo(lettingGo)
-	old.served.Wait()
-	old.close()
-	if next, err = l.bind(wanted); err == nil {
-		return next, nil
-	}
-	back, backErr := l.bind(old.addr)
-	if backErr != nil {
-		return nil, errors.Join(err, backErr)
-	}
-	return back, err
+	l.left = old
+	return next, nil
+}
+
+// share lets sockets of this daemon, or lets none, be bound beside s.
+func (s *sockets) share(on bool) {
+	setShared(s.tcp, on)
+	setShared(s.udp, on)
 }
 
 func (l *listener) wantedAddr() netip.AddrPort {
@@ -204,12 +199,12 @@ func (l *listener) setBound(s *sockets, fault error) (news bool) {
 	return news
 }
 
-func (l *listener) bind(addr netip.AddrPort) (*sockets, error) {
-	tcp, err := l.d.network.listen(addr)
+func bind(on network, addr netip.AddrPort) (*sockets, error) {
+	tcp, err := on.listen(addr)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s over TCP: %w", addr, err)
 	}
-	udp, err := l.d.network.listenPacket(addr)
+	udp, err := on.listenPacket(addr)
 	if err != nil {
 		tcp.Close()
 		return nil, fmt.Errorf("cannot listen on %s over UDP: %w", addr, err)
@@ -303,15 +298,14 @@ func isShortage(err error) bool {
 // serveConnection reads one request, answers, and closes.
 func (l *listener) serveConnection(ctx context.Context, c *connection) {
 	src := source{"tcp", netip.MustParseAddrPort(c.RemoteAddr().String())}
-	defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })()
 	c.SetReadDeadline(time.Now().Add(requestDeadline))
+	defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })()
 	raw, err := c.readRequest()
 	switch {
 	case errors.Is(err, errEmpty):
-		l.stats.empty.Add(1)
 		l.d.queue.trigger()
 		return
-	case errors.Is(err, errSilent):
+	case errors.Is(err, errSilent), err != nil && ctx.Err() != nil:
 		return
 	case err != nil:
 		l.strike(senderOf(src, "", false), err)
@@ -324,7 +318,7 @@ func (l *listener) serveConnection(ctx context.Context, c *connection) {
 	c.known()
 	reply := l.answer(ctx, x, err)
 	c.SetWriteDeadline(time.Now().Add(writeDeadline))
-	if _, err := c.Write(x.seal(reply, replyLimit)); err == nil {
+	if _, err := c.Write(x.seal(reply)); err == nil {
 		c.finish()
 	}
 }
@@ -334,14 +328,14 @@ func (l *listener) datagramLoop(ctx context.Context, s *sockets) error {
 	defer context.AfterFunc(ctx, func() { s.udp.SetReadDeadline(time.Unix(1, 0)) })()
 	buffer, control := make([]byte, 1<<16), make([]byte, 128)
 	for last := false; ; {
-		if last {
-			s.udp.SetReadDeadline(time.Now().Add(lastLook))
-		}
 		n, controlLen, _, from, err := s.udp.ReadMsgUDPAddrPort(buffer, control)
 		switch {
 		case errors.Is(err, os.ErrDeadlineExceeded) && !last && ctx.Err() == nil:
 			last = true
+			s.udp.SetReadDeadline(time.Now().Add(lastLook)) // once: datagrams never cease
 			continue
+		case ctx.Err() != nil:
+			return nil
 		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
 			return nil
 		case errors.Is(err, unix.ECONNREFUSED):
@@ -351,7 +345,6 @@ func (l *listener) datagramLoop(ctx context.Context, s *sockets) error {
 		}
 		raw := bytes.Trim(buffer[:n], requestBlanks)
 		if len(raw) == 0 {
-			l.stats.empty.Add(1)
 			l.d.queue.trigger()
 			continue
 		}
@@ -384,9 +377,9 @@ type datagram struct {
 }
 
 func (l *listener) answerDatagram(ctx context.Context, s *sockets, x *exchange, err error, back datagram) {
-	reply := x.seal(l.answer(ctx, x, err), replyLimit)
+	reply := x.seal(l.answer(ctx, x, err))
 	if len(reply) > datagramLimit {
-		reply = x.seal(replyOf(l.d, nil, fmt.Errorf("the reply of %d bytes does not fit a datagram; use TCP", len(reply))), replyLimit)
+		reply = x.seal(replyOf(l.d, nil, fmt.Errorf("the reply of %d bytes does not fit a datagram; use TCP", len(reply))))
 	}
 	// A receiver that is gone is his own loss.
 	s.udp.WriteMsgUDPAddrPort(reply, back.control, back.from)
@@ -432,14 +425,16 @@ func (l *listener) validate(ctx context.Context, raw []byte, src source) (*excha
 		l.strike(from, err)
 		return nil, nil
 	}
-	l.d.blacklist.pass(from)
 	x := &exchange{key: key, context: messageContext{label: labelReply, cluster: e.cluster, node: c.node, request: &e.salt}}
 	if err != nil {
 		return x, err
 	}
 	x.request, err = l.d.readSealed(message, e, c, joining)
-	if err == nil && !joining {
-		l.d.peers.heard(e.node)
+	if err == nil {
+		l.d.blacklist.pass(from)
+		if !joining {
+			l.d.peers.heard(e.node)
+		}
 	}
 	return x, err
 }
@@ -484,10 +479,10 @@ func (l *listener) answer(ctx context.Context, x *exchange, err error) reply {
 }
 
 // seal makes the frame of a reply, or of the error that says why it cannot.
-func (x *exchange) seal(r reply, limit int) []byte {
+func (x *exchange) seal(r reply) []byte {
 	message, err := json.Marshal(r)
-	if err == nil && len(message) > limit {
-		err = fmt.Errorf("the reply is larger than %d bytes", limit)
+	if err == nil && len(message) > replyLimit {
+		err = fmt.Errorf("the reply is larger than %d bytes", replyLimit)
 	}
 	if err != nil {
 		message, _ = json.Marshal(reply{Time: r.Time, Status: 1, Error: err.Error()}) // marshals: numbers and a string

@@ -15,7 +15,6 @@ import (
 	"os"
 	"os/signal"
 	"strings"
-	"sync"
 	"syscall"
 )
 
@@ -36,7 +35,12 @@ type exitError struct {
 	err    error
 }
 
-func (e exitError) Error() string { return e.err.Error() }
+func (e exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit status %d", e.status)
+	}
+	return e.err.Error()
+}
 func (e exitError) Unwrap() error { return e.err }
 
 func usageError(format string, args ...any) error {
@@ -79,9 +83,7 @@ var commands = []command{
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	err := dispatch(ctx, os.Args[1:])
+	err := dispatch(context.Background(), os.Args[1:])
 	var exit exitError
 	switch {
 	case err == nil:
@@ -199,6 +201,10 @@ func helpFor(words []string) error {
 
 func bindRun(*flag.FlagSet) func(context.Context, paths, []string) error {
 	return func(ctx context.Context, p paths, _ []string) error {
+		ctx, stop := untilSignal(ctx)
+		defer stop()
+		// A reader of the log that ends must not end the daemon.
+		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		byRequest, err := runDaemon(ctx, p, slog.New(logHandler(os.Stderr)))
 		if err == nil && byRequest {
 			return exitError{status: exitStopped}
@@ -207,40 +213,8 @@ func bindRun(*flag.FlagSet) func(context.Context, paths, []string) error {
 	}
 }
 
-// logHandler writes for people, or, where a journal reads, with its priority
-// prefixes and without the time, which the journal adds.
-func logHandler(out io.Writer) slog.Handler {
-	if os.Getenv("JOURNAL_STREAM") == "" {
-		return slog.NewTextHandler(out, nil)
-	}
-	return &journalHandler{out: out, Handler: slog.NewTextHandler(out, &slog.HandlerOptions{
-		ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
-			if len(groups) == 0 && (a.Key == slog.TimeKey || a.Key == slog.LevelKey) {
-				return slog.Attr{}
-			}
-			return a
-		},
-	})}
-}
-
-type journalHandler struct {
-	slog.Handler
-	mu  sync.Mutex
-	out io.Writer
-}
-
-func (h *journalHandler) Handle(ctx context.Context, r slog.Record) error {
-	priority := "<6>"
-	switch {
-	case r.Level >= slog.LevelError:
-		priority = "<3>"
-	case r.Level >= slog.LevelWarn:
-		priority = "<4>"
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if _, err := io.WriteString(h.out, priority); err != nil {
-		return err
-	}
-	return h.Handler.Handle(ctx, r)
+// untilSignal is for the commands that have something to end; the others end
+// as any program does.
+func untilSignal(ctx context.Context) (context.Context, context.CancelFunc) {
+	return signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 }

@@ -33,31 +33,65 @@ type packetConn interface {
 	Close() error
 }
 
+// besideNetwork is a network on which a socket can be bound beside one that is
+// in its way, if that one is shared (setShared).
+type besideNetwork interface{ beside() network }
+
 // hostNetwork is the machine's.
-type hostNetwork struct{}
+type hostNetwork struct{ shared bool }
+
+func (hostNetwork) beside() network { return hostNetwork{shared: true} }
+
+// setShared sets SO_REUSEPORT, which both sockets must have. It is set for the
+// moment of a change alone: two daemons by mistake on one port must not share
+// it unseen.
+func setShared(socket any, on bool) {
+	conn, ok := socket.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return // closed; then it is in nobody's way
+	}
+	value := 0
+	if on {
+		value = 1
+	}
+	raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, value) })
+}
 
 // listen binds exactly the family of addr; `::` takes both. Multipath TCP,
 // Go's default, would not let refuseHandshakes have its filter.
-func (hostNetwork) listen(addr netip.AddrPort) (net.Listener, error) {
-	var config net.ListenConfig
+func (n hostNetwork) listen(addr netip.AddrPort) (net.Listener, error) {
+	config := net.ListenConfig{Control: n.control}
 	config.SetMultipathTCP(false)
 	return config.Listen(context.Background(), "tcp"+family(addr), addr.String())
 }
 
-func (hostNetwork) listenPacket(addr netip.AddrPort) (packetConn, error) {
-	config := net.ListenConfig{Control: func(network, _ string, raw syscall.RawConn) (err error) {
-		level, option := unix.SOL_IP, unix.IP_PKTINFO
-		if network == "udp6" {
-			level, option = unix.SOL_IPV6, unix.IPV6_RECVPKTINFO
-		}
-		controlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) })
-		return errors.Join(controlErr, err)
-	}}
+func (n hostNetwork) listenPacket(addr netip.AddrPort) (packetConn, error) {
+	config := net.ListenConfig{Control: n.control}
 	conn, err := config.ListenPacket(context.Background(), "udp"+family(addr), addr.String())
 	if err != nil {
 		return nil, err
 	}
 	return conn.(*net.UDPConn), nil
+}
+
+// control sets the options of a socket before it is bound.
+func (n hostNetwork) control(name, _ string, raw syscall.RawConn) (err error) {
+	controlErr := raw.Control(func(fd uintptr) {
+		switch name {
+		case "udp4":
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_PKTINFO, 1)
+		case "udp6":
+			err = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_RECVPKTINFO, 1)
+		}
+		if n.shared && err == nil {
+			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		}
+	})
+	return errors.Join(controlErr, err)
 }
 
 func family(addr netip.AddrPort) string {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"time"
 
@@ -27,20 +28,28 @@ type runner func(ctx context.Context, argv []string, stdout, stderr io.Writer) (
 const outputDelay = 100 * time.Millisecond
 
 func runCommand(ctx context.Context, argv []string, stdout, stderr io.Writer) (int, error) {
-	pidfd := -1
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, PidFD: &pidfd}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = outputDelay
 	if err := cmd.Start(); err != nil {
 		return -1, fmt.Errorf("cannot run %s: %w", argv[0], err)
 	}
-	waited := waitProcess(ctx, pidfd)
+	late := waitProcess(ctx, cmd.Process.Pid)
 	// Not reaped yet, so its number, and its group's, are still its own.
 	unix.Kill(-cmd.Process.Pid, unix.SIGKILL)
+	if late != nil {
+		killed, cancel := context.WithTimeout(context.Background(), killDelay)
+		defer cancel()
+		late = fmt.Errorf("%s did not end in time and was killed: %w", argv[0], late)
+		if waitProcess(killed, cmd.Process.Pid) != nil {
+			go cmd.Wait() // it hangs in the kernel, and is reaped whenever that ends
+			return -1, late
+		}
+	}
 	err := cmd.Wait()
-	if waited != nil {
-		return -1, fmt.Errorf("%s did not end in time and was killed: %w", argv[0], waited)
+	if late != nil {
+		return -1, late
 	}
 	if exited := new(exec.ExitError); errors.As(err, &exited) && exited.ExitCode() < 0 {
 		return -1, fmt.Errorf("%s was ended by a signal: %w", argv[0], err)
@@ -50,15 +59,22 @@ func runCommand(ctx context.Context, argv []string, stdout, stderr io.Writer) (i
 	return cmd.ProcessState.ExitCode(), nil
 }
 
-// waitProcess returns nil when the process of pidfd has ended, or the cause
-// of ctx's end. It closes pidfd.
-func waitProcess(ctx context.Context, pidfd int) error {
-	if pidfd < 0 {
-		return errors.New("this kernel has no pidfd (Linux 5.4)")
+// killDelay is how long a killed process may take to end.
+const killDelay = 2 * time.Second
+
+// waitProcess returns nil when the process has ended, or the cause of ctx's
+// end. The process is a child that was not waited for, whose number nobody
+// else can have.
+func waitProcess(ctx context.Context, pid int) error {
+	pidfd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("cannot watch process %d: %w", pid, err)
 	}
-	if err := unix.SetNonblock(pidfd, true); err != nil {
-		return fmt.Errorf("cannot watch a process: %w", err)
-	}
+	return waitPidfd(ctx, pidfd)
+}
+
+// waitPidfd is waitProcess for a descriptor that does not block; it closes it.
+func waitPidfd(ctx context.Context, pidfd int) error {
 	f := os.NewFile(uintptr(pidfd), "pidfd")
 	defer f.Close()
 	raw, err := f.SyscallConn()
@@ -80,12 +96,22 @@ func waitProcess(ctx context.Context, pidfd int) error {
 // boundedBuffer keeps the first limit bytes that are written to it, and counts
 // the rest.
 type boundedBuffer struct {
-	limit   int
+	limit int
+
+	mu      sync.Mutex // a process that hangs may still write
 	kept    []byte
 	dropped int
 }
 
+func (b *boundedBuffer) text() (kept string, dropped int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return string(b.kept), b.dropped
+}
+
 func (b *boundedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	n := min(len(p), b.limit-len(b.kept))
 	b.kept = append(b.kept, p[:n]...)
 	b.dropped += len(p) - n

@@ -11,6 +11,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -35,8 +36,9 @@ const (
 	itemTimeout = time.Hour
 	// itemOutput bounds what is kept of an item's output, in bytes.
 	itemOutput = 64 << 10
-	// itemSize bounds the words of one item, in bytes.
+	// itemSize bounds the words of one item, in bytes; each counts wordSize more.
 	itemSize = 64 << 10
+	wordSize = 8
 	// dequeueInterval is the least time between two starts for empty packets.
 	dequeueInterval = time.Second
 )
@@ -70,6 +72,9 @@ func queueAdd(p paths, command []string, now time.Time) (id string, err error) {
 		return "", fmt.Errorf("cannot queue: %w", err)
 	}
 	items, err := queueList(p)
+	if err == nil {
+		err = removeLeftovers(p, "queued")
+	}
 	if err != nil {
 		return "", err
 	}
@@ -104,13 +109,16 @@ func checkQueueable(command []string) error {
 	if len(command) < 2 || command[0] != "nodemgr" && command[0] != "svcmgr" {
 		return errors.New("only nodemgr and svcmgr commands can be queued, as in: nodemgr queue add -- nodemgr node status")
 	}
+	if strings.Join(command, " ") == "nodemgr dequeue actions" {
+		return errors.New("nodemgr dequeue actions would wait for itself")
+	}
 	size := 0
 	for _, word := range command {
-		size += len(word)
+		size += len(word) + wordSize
 		if strings.ContainsRune(word, 0) {
 			return errors.New("a command cannot hold a NUL")
 		}
-		if strings.HasPrefix(word, "--secret") || strings.Contains(word, "cluster.secret") || strings.Contains(word, "cluster.previous_secret") {
+		if strings.HasPrefix(strings.TrimLeft(word, "-"), "secret") && word[0] == '-' || strings.Contains(word, "cluster.secret") || strings.Contains(word, "cluster.previous_secret") {
 			return errors.New("a command that holds a secret cannot be queued, since the queue is kept and listed; run it directly")
 		}
 	}
@@ -121,7 +129,8 @@ func checkQueueable(command []string) error {
 }
 
 // queueList returns all items, the oldest first. The id and the state come
-// from the file's name.
+// from the file's name. An item whose end was cut off stands there as done and
+// as running, in this order.
 func queueList(p paths) ([]queueItem, error) {
 	entries, err := os.ReadDir(p.queue())
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -151,7 +160,9 @@ func queueList(p paths) ([]queueItem, error) {
 		item.ID = id
 		items = append(items, item)
 	}
-	slices.SortFunc(items, func(a, b queueItem) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(items, func(a, b queueItem) int {
+		return cmp.Or(strings.Compare(a.ID, b.ID), compareBools(a.State == "running", b.State == "running"))
+	})
 	return items, nil
 }
 
@@ -159,7 +170,7 @@ func queueList(p paths) ([]queueItem, error) {
 // for the first, and then has nothing left to do. It returns how many items
 // ran.
 func dequeue(ctx context.Context, p paths, run runner) (int, error) {
-	held, err := lock(p.lockFile("queue"))
+	held, err := lockQueue(ctx, p)
 	if err != nil {
 		return 0, err
 	}
@@ -189,6 +200,26 @@ func dequeue(ctx context.Context, p paths, run runner) (int, error) {
 	}
 }
 
+// lockQueue waits for another dequeue, or for ctx's end; then the process is
+// about to end too, and the wait with it.
+func lockQueue(ctx context.Context, p paths) (held fileLock, err error) {
+	type result struct {
+		held fileLock
+		err  error
+	}
+	locked := make(chan result, 1)
+	go func() {
+		held, err := lock(p.lockFile("queue"))
+		locked <- result{held, err}
+	}()
+	select {
+	case r := <-locked:
+		return r.held, r.err
+	case <-ctx.Done():
+		return fileLock{}, context.Cause(ctx)
+	}
+}
+
 // runItem runs one item and stores its result.
 func runItem(ctx context.Context, p paths, item queueItem, run runner) error {
 	from, to := itemPath(p, item.ID, "queued"), itemPath(p, item.ID, "running")
@@ -215,7 +246,8 @@ func runItem(ctx context.Context, p paths, item queueItem, run runner) error {
 	if err != nil {
 		item.State, item.Error = "failed to run", err.Error()
 	}
-	item.Ended, item.Output, item.Dropped = time.Now(), string(output.kept), output.dropped
+	item.Ended = time.Now()
+	item.Output, item.Dropped = output.text()
 	return finishItem(p, item)
 }
 
@@ -245,8 +277,21 @@ func removeRunning(p paths, item queueItem) error {
 	return syncFolder(p.queue())
 }
 
+// removeLeftovers removes what interrupted writes of that state left. The
+// caller holds the lock under which they are made.
+func removeLeftovers(p paths, state string) error {
+	leftovers, err := filepath.Glob(itemPath(p, ".*", state+".new"))
+	for _, path := range leftovers {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
 func pruneResults(p paths) error {
 	items, err := queueList(p)
+	if err == nil {
+		err = removeLeftovers(p, "done")
+	}
 	if err != nil {
 		return err
 	}
@@ -341,13 +386,12 @@ func runDequeue(ctx context.Context, p paths) error {
 	if err != nil {
 		return err
 	}
-	pidfd := -1
 	cmd := exec.Command(program, "dequeue", "actions")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("cannot run %s: %w", program, err)
 	}
-	if err := waitProcess(ctx, pidfd); err != nil {
+	if err := waitProcess(ctx, cmd.Process.Pid); err != nil {
 		return errors.Join(err, cmd.Process.Release())
 	}
 	if err := cmd.Wait(); err != nil {

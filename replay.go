@@ -8,6 +8,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -23,10 +24,11 @@ const (
 	// saltBucket is how long a part of the window is that is forgotten at
 	// once, in ms.
 	saltBucket = 10_000
-	// storeAhead is how far beyond a message's time the stored bound is set,
-	// so that a sender whose clock is ahead costs one write a second, not one
-	// a message. In ms.
+	// storeAhead is how far beyond a message's time the stored bound is set, so
+	// that requests cost one write a second, not one each. In ms.
 	storeAhead = 1000
+	// storePatience is how long a request waits for its bound to be stored.
+	storePatience = 500 * time.Millisecond
 )
 
 // A salt is random, so half of it is as good as all of it.
@@ -36,13 +38,16 @@ type saltKey [saltSize / 2]byte
 // window clock, which starts at the later of the wall clock and the latest
 // time ever accepted, and then follows CLOCK_BOOTTIME.
 //
-// Across a crash it keeps: a time that was accepted is at most the stored
-// bound, or lies before the wall clock of the restart. For the bound is stored
-// before a time ahead of the window clock is accepted, and once a second for
-// the others, lest the wall clock be stepped back meanwhile.
+// Across a crash, even one with a step of the wall clock, nothing is accepted
+// again, since a time is accepted only when a bound not below it is on disk.
+// Should the disk hang or be full, times up to the window clock are accepted
+// all the same, so that a node in this state can still be asked: then only the
+// wall clock of the restart stands against a replay.
 type replayGuard struct {
 	path     string
 	boottime func() time.Duration
+	failed   func(error)   // hears of a bound that is not stored; may be nil
+	writing  chan struct{} // held while the file is written
 
 	mu     sync.Mutex
 	offset int64 // window clock less boottime
@@ -65,7 +70,7 @@ func boottime() time.Duration {
 // newReplayGuard starts the window clock. A stored bound that does not read
 // is an error: guessing would open the window for old requests.
 func newReplayGuard(path string, wall time.Time, boottime func() time.Duration) (*replayGuard, error) {
-	g := &replayGuard{path: path, boottime: boottime, seen: map[int64]map[saltKey]struct{}{}}
+	g := &replayGuard{path: path, boottime: boottime, writing: make(chan struct{}, 1), seen: map[int64]map[saltKey]struct{}{}}
 	data, _, err := readRegular(path, 64)
 	if err == nil {
 		g.stored, err = strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
@@ -73,7 +78,7 @@ func newReplayGuard(path string, wall time.Time, boottime func() time.Duration) 
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("cannot read the time of the latest request: %w; once all clocks are right, remove %s", err, path)
 	}
-	start := max(wall.UnixMilli(), g.stored)
+	start := max(wall.UnixMilli(), g.stored+1)
 	g.offset = start - boottime().Milliseconds()
 	g.floor, g.latest = start, g.stored
 	return g, nil
@@ -92,29 +97,43 @@ func (e clockError) Error() string { return "clock: " + string(e) }
 
 // accept decides on a message that opened: sealed at t under s.
 func (g *replayGuard) accept(s salt, t int64, skew time.Duration) error {
+	now, covered, err := g.remember(s, t, skew)
+	if err != nil || covered {
+		return err
+	}
+	err = g.store(func() int64 { return max(t, g.now()) + storeAhead }, t)
+	switch {
+	case err == nil:
+	case t > now:
+		g.disown(s, t)
+		return clockError(fmt.Sprintf("the message is %s ahead, and its time cannot be kept: %v; send it again with this node's time", apart(t-now), err))
+	case g.failed != nil:
+		g.failed(err)
+	}
+	return nil
+}
+
+// remember checks the time and the salt, and tells whether the stored bound
+// covers the time.
+func (g *replayGuard) remember(s salt, t int64, skew time.Duration) (now int64, covered bool, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	now := g.now()
+	now = g.now()
 	g.forget(now - skew.Milliseconds())
 	switch {
 	case t > now+skew.Milliseconds():
-		return clockError(fmt.Sprintf("the message is %s ahead of this node, more than listener.max_clock_skew (%s); set the clocks", apart(t-now), skew))
+		return now, false, clockError(fmt.Sprintf("the message is %s ahead of this node, more than listener.max_clock_skew (%s); set the clocks", apart(t-now), skew))
 	case t < now-skew.Milliseconds():
-		return clockError(fmt.Sprintf("the message is %s behind this node, more than listener.max_clock_skew (%s); set the clocks", apart(now-t), skew))
+		return now, false, clockError(fmt.Sprintf("the message is %s behind this node, more than listener.max_clock_skew (%s); set the clocks", apart(now-t), skew))
 	case t < g.floor:
-		return clockError("the message is from before this daemon's start; send it again with the present time")
+		return now, false, clockError("the message is from before this daemon's start; send it again with the present time")
 	}
 	bucket, key := t/saltBucket, saltKey(s[:])
 	if _, twice := g.seen[bucket][key]; twice {
-		return fmt.Errorf("this message was received before; seal each request anew")
+		return now, false, errors.New("this message was received before; seal each request anew")
 	}
 	if g.held >= saltsKept {
-		return fmt.Errorf("%d requests within %s are more than this node remembers; send fewer, or lower listener.max_clock_skew", g.held, 2*skew)
-	}
-	if t > now && t > g.stored {
-		if err := g.store(t + storeAhead); err != nil {
-			return clockError(fmt.Sprintf("the message is %s ahead, and its time cannot be kept: %v; send it again with this node's time", apart(t-now), err))
-		}
+		return now, false, fmt.Errorf("%d requests within %s are more than this node remembers; send fewer, or lower listener.max_clock_skew", g.held, 2*skew)
 	}
 	if g.seen[bucket] == nil {
 		g.seen[bucket] = map[saltKey]struct{}{}
@@ -122,7 +141,17 @@ func (g *replayGuard) accept(s salt, t int64, skew time.Duration) error {
 	g.seen[bucket][key] = struct{}{}
 	g.held++
 	g.latest = max(g.latest, t)
-	return nil
+	return now, t <= g.stored, nil
+}
+
+// disown takes back what remember did for a message that is refused after all.
+func (g *replayGuard) disown(s salt, t int64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if salts := g.seen[t/saltBucket]; salts != nil {
+		delete(salts, saltKey(s[:]))
+		g.held--
+	}
 }
 
 // forget drops the salts of times before oldest, and refuses those times from
@@ -137,24 +166,55 @@ func (g *replayGuard) forget(oldest int64) {
 	}
 }
 
-// persist stores the latest time accepted, if it is not. The daemon calls it
-// once a second and at its end.
+// persist lowers the bound to the latest time accepted, at a clean end: so
+// the next start asks nobody to wait.
 func (g *replayGuard) persist() error {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.latest <= g.stored {
+	exact := g.latest == g.stored
+	g.mu.Unlock()
+	if exact {
 		return nil
 	}
-	return g.store(g.latest)
+	return g.store(func() int64 { return g.latest }, math.MaxInt64)
 }
 
-func (g *replayGuard) store(t int64) error {
-	if err := writeFile(g.path, []byte(strconv.FormatInt(t, 10)+"\n"), 0o600); err != nil {
-		return err
+// store writes a new bound, unless wanted is covered meanwhile. It does not
+// wait for a disk that hangs; the write goes on by itself.
+func (g *replayGuard) store(bound func() int64, wanted int64) error {
+	patience := time.NewTimer(storePatience)
+	defer patience.Stop()
+	select {
+	case g.writing <- struct{}{}:
+	case <-patience.C:
+		return errSlowDisk
 	}
-	g.stored = t
-	return nil
+	written := make(chan error, 1)
+	go func() {
+		defer func() { <-g.writing }()
+		g.mu.Lock()
+		covered, t := wanted <= g.stored, bound()
+		g.mu.Unlock()
+		if covered {
+			written <- nil
+			return
+		}
+		err := writeFile(g.path, []byte(strconv.FormatInt(t, 10)+"\n"), 0o600)
+		if err == nil {
+			g.mu.Lock()
+			g.stored = t
+			g.mu.Unlock()
+		}
+		written <- err
+	}()
+	select {
+	case err := <-written:
+		return err
+	case <-patience.C:
+		return errSlowDisk
+	}
 }
+
+var errSlowDisk = fmt.Errorf("the disk did not store the time of a request within %s", storePatience)
 
 // apart writes a difference of times for people.
 func apart(ms int64) time.Duration {

@@ -118,7 +118,7 @@ func parseRequest(written requestJSON, sender string) (request, error) {
 	r := request{action: written.Action, options: options{}, sender: sender}
 	a, known := actions[written.Action]
 	if !known {
-		return r, fmt.Errorf("unknown action %q; there are: %s", written.Action, strings.Join(slices.Sorted(maps.Keys(actions)), ", "))
+		return r, fmt.Errorf("unknown action %q; there are: %s", shortened(written.Action), strings.Join(slices.Sorted(maps.Keys(actions)), ", "))
 	}
 	for _, name := range slices.Sorted(maps.Keys(written.Options)) {
 		raw := written.Options[name]
@@ -141,9 +141,9 @@ func parseRequest(written requestJSON, sender string) (request, error) {
 func unknownOption(action, name string) error {
 	known := slices.Sorted(maps.Keys(actions[action].options))
 	if len(known) == 0 {
-		return fmt.Errorf("unknown option %q: %s takes none", name, action)
+		return fmt.Errorf("unknown option %q: %s takes none", shortened(name), action)
 	}
-	return fmt.Errorf("unknown option %q of %s; there are: %s", name, action, strings.Join(known, ", "))
+	return fmt.Errorf("unknown option %q of %s; there are: %s", shortened(name), action, strings.Join(known, ", "))
 }
 
 // shortened quotes what an outsider wrote, up to a bound.
@@ -161,9 +161,18 @@ func (t optionType) decode(raw json.RawMessage) (any, error) {
 		err := json.Unmarshal(raw, &v)
 		return v, err
 	case optionList:
-		var v []string
-		err := json.Unmarshal(raw, &v)
-		return v, err
+		var v []*string
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return nil, err
+		}
+		list := make([]string, len(v))
+		for i, text := range v {
+			if text == nil {
+				return nil, errors.New("null in a list")
+			}
+			list[i] = *text
+		}
+		return list, nil
 	}
 	var text string
 	if err := json.Unmarshal(raw, &text); err != nil {

@@ -464,6 +464,15 @@ func bindQueueList(flags *flag.FlagSet) body {
 		if err != nil {
 			return err
 		}
+		if held, err := tryLock(p.lockFile("queue")); err == nil {
+			held.unlock()
+			for i := range items {
+				if items[i].State == "running" {
+					items[i].State = "interrupted" // nobody runs it
+				}
+			}
+		}
+		items = slices.CompactFunc(items, func(a, b queueItem) bool { return a.ID == b.ID })
 		if f == "json" {
 			data, err := json.Marshal(append([]queueItem{}, items...))
 			return errors.Join(err, printJSON(data))

@@ -121,14 +121,13 @@ func (d *daemon) clusterStatus(ctx context.Context, q clusterQuery) clusterStatu
 	nodes := map[string]*nodeAnswer{}
 	var asking sync.WaitGroup
 	for _, node := range c.members() {
-		if slices.Contains(q.exclude, node) {
-			nodes[node] = &nodeAnswer{Answer: answerExcluded, LastKnown: d.lastKnown.of(node)}
-			continue
-		}
 		asking.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, c.duration("status.node_timeout"))
-			defer cancel()
-			answer := d.askNodeStatus(ctx, c, node)
+			answer := &nodeAnswer{Answer: answerExcluded, LastKnown: d.lastKnown.of(node)}
+			if !slices.Contains(q.exclude, node) {
+				ctx, cancel := context.WithTimeout(ctx, c.duration("status.node_timeout"))
+				defer cancel()
+				answer = d.askNodeStatus(ctx, c, node)
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			nodes[node] = answer
@@ -149,14 +148,22 @@ func (d *daemon) clusterStatus(ctx context.Context, q clusterQuery) clusterStatu
 // askNodeStatus makes the row of one node.
 func (d *daemon) askNodeStatus(ctx context.Context, c *config, node string) *nodeAnswer {
 	if node == c.node {
-		s := d.nodeStatus(ctx)
-		return &nodeAnswer{Answer: answerOK, Node: &s}
+		own := make(chan nodeStatus, 1)
+		go func() { own <- d.nodeStatus(ctx) }() // may hang on a file, and is then left to it
+		select {
+		case s := <-own:
+			return &nodeAnswer{Answer: answerOK, Node: &s}
+		case <-ctx.Done():
+			return &nodeAnswer{Answer: answerTimeout, Error: "its files or hooks did not tell in time", LastKnown: d.lastKnown.of(node)}
+		}
 	}
 	s, err := d.peerNodeStatus(ctx, c, node)
 	if err != nil {
 		return &nodeAnswer{Answer: kindOf(err), Error: err.Error(), LastKnown: d.lastKnown.of(node)}
 	}
-	d.lastKnown.keep(node, s)
+	if s.State != nodeUnreadable {
+		d.lastKnown.keep(node, s)
+	}
 	return &nodeAnswer{Answer: answerOK, Node: s}
 }
 
@@ -252,6 +259,11 @@ func (r summaryRules) summarize(nodes map[string]*nodeAnswer) clusterStatus {
 		Schema: 1, Nodes: nodes, Reasons: []reason{},
 		Done: []string{}, Installed: []string{}, Pending: []string{}, Unknown: []string{}, Excluded: []string{},
 	}
+	for _, node := range r.members {
+		if nodes[node] == nil {
+			nodes[node] = &nodeAnswer{Answer: answerTimeout, Error: "not asked"}
+		}
+	}
 	r.versions(&s)
 	r.buckets(&s)
 	s.Complete = len(s.Unknown) == 0
@@ -271,7 +283,7 @@ func (r summaryRules) summarize(nodes map[string]*nodeAnswer) clusterStatus {
 	if s.State == "" {
 		s.State = clusterInstalled
 	}
-	s.Stalled = s.State == clusterUpgrading && r.stalled(&s)
+	s.Stalled = s.State == clusterUpgrading && s.Complete && r.stalled(&s)
 	return s
 }
 
@@ -324,10 +336,6 @@ func (r summaryRules) buckets(s *clusterStatus) {
 	lists := map[bucket]*[]string{bucketDone: &s.Done, bucketInstalled: &s.Installed, bucketPending: &s.Pending, bucketUnknown: &s.Unknown, bucketExcluded: &s.Excluded}
 	for _, node := range r.members {
 		a := s.Nodes[node]
-		if a == nil {
-			a = &nodeAnswer{Answer: answerTimeout, Error: "not asked"}
-			s.Nodes[node] = a
-		}
 		a.Bucket = r.bucket(a, string(s.To))
 		list := lists[a.Bucket]
 		*list = append(*list, node)

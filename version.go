@@ -20,8 +20,8 @@ var versionPattern = regexp.MustCompile(`^([0-9]+:)?[0-9A-Za-z._~^+-]{1,128}$`)
 
 // parseVersion reads a version in ASCII.
 func parseVersion(s string) (version, error) {
-	if !versionPattern.MatchString(s) || !strings.ContainsFunc(s, isAlphanumeric) {
-		return version{}, fmt.Errorf("%q is not a version ([epoch:]version[-release] of letters, digits and ._~^+-)", s)
+	if !versionPattern.MatchString(s) {
+		return version{}, errNotVersion(s)
 	}
 	var v version
 	epoch, rest, found := strings.Cut(s, ":")
@@ -30,10 +30,17 @@ func parseVersion(s string) (version, error) {
 	}
 	v.epoch = epoch
 	v.base = rest
-	if i := strings.LastIndexByte(rest, '-'); i > 0 {
+	if i := strings.LastIndexByte(rest, '-'); i >= 0 {
 		v.base, v.release, v.hasRelease = rest[:i], rest[i+1:], true
 	}
+	if !strings.ContainsFunc(v.base, isAlphanumeric) {
+		return version{}, errNotVersion(s)
+	}
 	return v, nil
+}
+
+func errNotVersion(s string) error {
+	return fmt.Errorf("%q is not a version ([epoch:]version[-release] of letters, digits and ._~^+-)", shortened(s))
 }
 
 // compareVersions returns -1, 0 or 1.

@@ -14,17 +14,6 @@ import (
 	"time"
 )
 
-const (
-	// strikes in a row shut a sender out.
-	strikes = 5
-	// blacklistSize bounds the table; the oldest entry makes room.
-	blacklistSize = 4096
-	// blacklistAge is how long an entry lasts after its last counted message.
-	blacklistAge = time.Hour
-	// privilegedPorts are those below: an ordinary user cannot send from them.
-	privilegedPorts = 1024
-)
-
 // source is where a message came from.
 type source struct {
 	transport string // tcp, udp

@@ -288,12 +288,6 @@ func dataOf(to any) frameFunc {
 	}
 }
 
-const (
-	deniedPause     = time.Minute
-	deniedLongPause = blacklistAge + time.Minute
-	deniedOften     = 3 // in a row; well below strikes
-)
-
 // peerTrust leaves peers alone that deny: a question that a peer cannot open
 // counts against this node there, and waiting must not get it shut out.
 type peerTrust struct {

@@ -18,21 +18,15 @@ import (
 	"time"
 )
 
-const (
-	// unknownBytes bounds what all unauthenticated requests take together.
-	unknownBytes = 8 << 20
-	// firstBuffer is what a request begins with; most are smaller.
-	firstBuffer = 1 << 10
-	// finishDelay is how long a client may take to close after its reply.
-	finishDelay = time.Second
-)
-
 // connection is one client. The first fields are its goroutine's; the others
 // belong to connections.
 type connection struct {
 	net.Conn
 	all    *connections
 	source netip.Prefix
+	// privileged tells root's connections from those of the ordinary users of
+	// the same machine, which must not take its places.
+	privileged bool
 
 	place *list.Element // among the waiting; nil when known or removed
 	held  bool          // counted
@@ -42,7 +36,7 @@ type connection struct {
 func newConnection(conn net.Conn, all *connections) *connection {
 	c := &connection{Conn: conn, all: all}
 	if addr, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
-		c.source = sourcePrefix(addr.Addr())
+		c.source, c.privileged = sourcePrefix(addr.Addr()), addr.Port() < privilegedPorts
 	}
 	return c
 }
@@ -79,7 +73,9 @@ func newConnections() *connections {
 func (t *connections) admit(c *connection, limit int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.bySource[c.source] >= max(limit/4, 1) && !t.evict(func(w *connection) bool { return w.source == c.source }) {
+	if t.bySource[c.source] >= max(limit/4, 1) &&
+		!t.evict(func(w *connection) bool { return w.source == c.source && !w.privileged }) &&
+		!t.evict(func(w *connection) bool { return w.source == c.source && c.privileged }) {
 		return false
 	}
 	if t.count >= limit && !t.evict(func(*connection) bool { return true }) {
@@ -189,9 +185,6 @@ var (
 	// errSilent: nothing came, and the connection ended otherwise.
 	errSilent = errors.New("silent")
 )
-
-// requestBlanks may stand before a request, and instead of one.
-const requestBlanks = "\x00 \t\r\n"
 
 // readRequest returns what comes before the first NUL. The buffer grows with
 // what has come, never with what is announced.

@@ -37,13 +37,6 @@ import (
 	"golang.org/x/crypto/scrypt"
 )
 
-const (
-	saltSize  = 32
-	keySize   = 32
-	nonceSize = 12
-	tagSize   = 16
-)
-
 type (
 	masterKey [keySize]byte
 	salt      [saltSize]byte
@@ -51,21 +44,6 @@ type (
 
 // label separates the purposes of messages.
 type label string
-
-const (
-	labelRequest label = "agentd/1 request"
-	labelReply   label = "agentd/1 reply"
-)
-
-// joinCluster stands for the cluster's name in what a joining node sends,
-// which does not know the name yet, and in the replies to it.
-const joinCluster = "join"
-
-// A plaintext begins with one byte that says how the JSON behind it is stored.
-const (
-	storedPlain    = 0
-	storedDeflated = 1
-)
 
 // envelope is a sealed message as it goes over the wire, decoded.
 type envelope struct {
@@ -345,9 +323,6 @@ func openAny(keys []masterKey, e envelope, c messageContext, limit int) ([]byte,
 	return nil, masterKey{}, errOpen
 }
 
-// deflateFrom is the size from which messages are deflated, in bytes.
-const deflateFrom = 1 << 10
-
 // Both are costly to make (a deflater takes 600 kB) and made to be reused.
 var (
 	deflaters = sync.Pool{New: func() any {
@@ -414,10 +389,6 @@ type keyStore struct {
 	failed func(error) // hears of a file that cannot be written; nil in commands, which do not write it
 	mu     sync.Mutex
 }
-
-// keysKept bounds the file: the secret's, the previous one's, and those of
-// join for both, twice.
-const keysKept = 8
 
 // master returns the key for secret in cluster: from the file, or derived,
 // which takes some 100 ms and 32 MiB for a moment.

@@ -188,8 +188,10 @@ func TestSecondDaemon(t *testing.T) {
 	answers := func() bool { return askLocal(t.Context(), p, "ping", nil, nil, discard) == nil }
 	waitFor(t, patience, "the first answers", answers)
 	first := statusOf(t, p)
+	limited, done := context.WithTimeout(ctx, patience)
+	defer done()
 	for range 3 {
-		_, err := runDaemon(ctx, p, slog.New(slog.NewTextHandler(io.Discard, nil)))
+		_, err := runDaemon(limited, p, slog.New(slog.NewTextHandler(io.Discard, nil)))
 		if !errors.Is(err, errRunning) || !strings.Contains(err.Error(), fmt.Sprint(os.Getpid())) || !strings.Contains(err.Error(), p.run) {
 			t.Errorf("the second: %v", err)
 		}

@@ -13,9 +13,6 @@ import (
 	"unicode/utf8"
 )
 
-// iniSizeLimit bounds a configuration file, in bytes.
-const iniSizeLimit = 1 << 20
-
 // iniLine is one line, and the assignment that it makes, if any.
 type iniLine struct {
 	raw        string // without its newline

@@ -176,6 +176,31 @@ func TestConnectionLimit(t *testing.T) {
 	d.client("node2", "127.0.0.2").opened(t, raw, answer)
 }
 
+// TestUsersDoNotDisplaceRoot: connections of an ordinary user of a machine take
+// no place from those of its root, as on the blacklist. Else they could have
+// this node's questions look denied, after which the peer is left alone.
+func TestUsersDoNotDisplaceRoot(t *testing.T) {
+	d := startLive(t, settings{"listener.max_connections": "16"}, nil)
+	w := d.client("node2", "127.0.0.2")
+	if w.privileged = true; os.Geteuid() != 0 {
+		return // there is no root here to displace
+	}
+	conn, err := w.dial(patience)
+	must(t, err)
+	defer conn.Close()
+	raw := w.aged(0)
+	_, err = conn.Write(raw[:100])
+	must(t, err)
+	waitFor(t, patience, "root's connection has its place", func() bool { return d.listener.conns.len() == 1 })
+	for range 8 {
+		d.silent(t, w.from)
+	}
+	conn.Write(raw[100:])
+	if answer, err := answerOn(conn); err != nil {
+		t.Errorf("root's request beside 8 silent connections of a user: %q, %v", answer, err)
+	}
+}
+
 func TestSourcePrefix(t *testing.T) {
 	for _, test := range []struct{ addr, want string }{
 		{"127.0.0.5", "127.0.0.5/32"},

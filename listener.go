@@ -20,26 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	requestLimit  = 1 << 20  // bytes of a request, sealed and opened
-	replyLimit    = 16 << 20 // bytes of an opened frame of a reply
-	datagramLimit = 65507    // bytes of UDP's largest payload over IPv4
-
-	// requestDeadline is the time for a request to be complete.
-	requestDeadline = 5 * time.Second
-	// writeDeadline is the time for a client to take a reply.
-	writeDeadline = 3 * time.Second // below stopTimeout
-	// datagramsAtOnce bounds the datagrams that are worked on; more are dropped.
-	datagramsAtOnce = 64
-	// lettingGo is how long a socket that was replaced still serves what had
-	// begun before: the time of a handshake with a lost packet in it.
-	lettingGo = 2 * time.Second
-	// lastLook is how long a socket's queue is empty until it is let go.
-	lastLook = 100 * time.Millisecond
-	// bindAgain is the wait before another try to bind a changed address.
-	bindAgain = 500 * time.Millisecond
-)
-
 // listener is the thread that serves TCP and UDP.
 type listener struct {
 	d       *daemon

@@ -18,9 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// localLimit bounds the connections to the local socket.
-const localLimit = 256
-
 // listenLocal makes the socket. A leftover is removed: who holds the daemon's
 // lock owns the name.
 func listenLocal(path string) (*net.UnixListener, error) {

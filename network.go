@@ -112,10 +112,6 @@ func (hostNetwork) dial(ctx context.Context, host string, port int) (net.Conn, e
 	return dialer.DialContext(ctx, "tcp", to)
 }
 
-// The ports that bindresvport(3) takes too: privileged, and above those of
-// most servers.
-const firstReserved, lastReserved = 600, 1023
-
 // bindPrivileged binds a socket to a free privileged port. Who may not, or
 // finds none, connects from an ordinary one.
 func bindPrivileged(fd int, network string) error {

@@ -27,22 +27,6 @@ import (
 	"time"
 )
 
-const (
-	// queueSize bounds the items that wait.
-	queueSize = 1000
-	// resultsKept bounds the results that are kept, the newest.
-	resultsKept = 100
-	// itemTimeout ends an item that hangs, so that the next ones run.
-	itemTimeout = time.Hour
-	// itemOutput bounds what is kept of an item's output, in bytes.
-	itemOutput = 64 << 10
-	// itemSize bounds the words of one item, in bytes; each counts wordSize more.
-	itemSize = 64 << 10
-	wordSize = 8
-	// dequeueInterval is the least time between two starts for empty packets.
-	dequeueInterval = time.Second
-)
-
 // queueItem is the content of an item's file. Its state is in the file's name
 // alone, but for the result.
 type queueItem struct {

@@ -143,6 +143,22 @@ func TestRefuseHandshakes(t *testing.T) {
 	}
 }
 
+// TestLetGo: a connection that waits in the queue of a socket that is let go
+// is still taken.
+func TestLetGo(t *testing.T) {
+	d := startLive(t, nil, nil)
+	s, err := bind(hostNetwork{}, netip.AddrPortFrom(d.addr().Addr(), uint16(freePort(t))))
+	must(t, err)
+	defer s.close()
+	early, err := net.Dial("tcp", s.addr.String())
+	must(t, err)
+	defer early.Close()
+	s.letGo(patience)
+	conn, err := s.tcp.Accept()
+	must(t, err)
+	conn.Close()
+}
+
 // TestPortChangesBack: the old port soon after the new one, as one does who has
 // mistyped it.
 func TestPortChangesBack(t *testing.T) {

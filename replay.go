@@ -18,19 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const (
-	// saltsKept bounds the table of salts: some 5 MB when it is full.
-	saltsKept = 1 << 17
-	// saltBucket is how long a part of the window is that is forgotten at
-	// once, in ms.
-	saltBucket = 10_000
-	// storeAhead is how far beyond a message's time the stored bound is set, so
-	// that requests cost one write a second, not one each. In ms.
-	storeAhead = 1000
-	// storePatience is how long a request waits for its bound to be stored.
-	storePatience = 500 * time.Millisecond
-)
-
 // A salt is random, so half of it is as good as all of it.
 type saltKey [saltSize / 2]byte
 

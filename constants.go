@@ -1,0 +1,127 @@
+// constants.go: the numbers of the protocols, which all nodes and clients must
+// agree on (WIRE.md), and, apart from them, the limits of this implementation.
+
+package main
+
+import "time"
+
+// ---- The protocols ----------------------------------------------------------
+
+// Sizes in bytes (crypto.go).
+const (
+	saltSize  = 32
+	keySize   = 32
+	nonceSize = 12
+	tagSize   = 16
+	// deflateFrom is the size beyond which messages are deflated.
+	deflateFrom = 1 << 10
+)
+
+const (
+	labelRequest label = "agentd/1 request"
+	labelReply   label = "agentd/1 reply"
+)
+
+// joinCluster stands for the cluster's name in what a joining node sends,
+// which does not know the name yet, and in the replies to it.
+const joinCluster = "join"
+
+// A plaintext begins with one byte that says how the JSON behind it is stored.
+const (
+	storedPlain    = 0
+	storedDeflated = 1
+)
+
+const (
+	requestLimit  = 1 << 20  // bytes of a request, sealed and opened
+	replyLimit    = 16 << 20 // bytes of an opened frame of a reply
+	datagramLimit = 65507    // bytes of UDP's largest payload over IPv4
+
+	// requestDeadline is the time for a request to be complete.
+	requestDeadline = 5 * time.Second
+	// requestBlanks may stand before a request, and instead of one.
+	requestBlanks = "\x00 \t\r\n"
+	// dequeueInterval is the least time between two runs for empty packets.
+	dequeueInterval = time.Second
+)
+
+const (
+	// strikes in a row shut a sender out.
+	strikes = 5
+	// blacklistAge is how long an entry lasts after its last counted message.
+	blacklistAge = time.Hour
+	// privilegedPorts are those below: an ordinary user cannot send from them.
+	privilegedPorts = 1024
+	// firstReserved and lastReserved are the ports to send from, those that
+	// bindresvport(3) takes too: privileged, and above those of most servers.
+	firstReserved, lastReserved = 600, 1023
+)
+
+const (
+	// A peer that denies is left alone for a while, for a long one after it
+	// denied often in a row, well before it counts to strikes.
+	deniedPause     = time.Minute
+	deniedLongPause = blacklistAge + time.Minute
+	deniedOften     = 3
+)
+
+// ---- This implementation ----------------------------------------------------
+
+// The listener and its connections.
+const (
+	// writeDeadline is the time for a client to take a reply; below stopTimeout.
+	writeDeadline = 3 * time.Second
+	// finishDelay is how long a client may take to close after its reply.
+	finishDelay = time.Second
+	// datagramsAtOnce bounds the datagrams that are worked on; more are dropped.
+	datagramsAtOnce = 64
+	// unknownBytes bounds what all unauthenticated requests take together.
+	unknownBytes = 8 << 20
+	// firstBuffer is what a request begins with; most are smaller.
+	firstBuffer = 1 << 10
+	// localLimit bounds the connections to the local socket.
+	localLimit = 256
+	// lettingGo is how long a socket that was replaced still serves what had
+	// begun before: the time of a handshake with a lost packet in it.
+	lettingGo = 2 * time.Second
+	// lastLook is how long a socket's queue is empty until it is let go.
+	lastLook = 100 * time.Millisecond
+	// bindAgain is the wait before another try to bind a changed address.
+	bindAgain = 500 * time.Millisecond
+)
+
+// Tables.
+const (
+	// blacklistSize bounds the blacklist; the oldest entry makes room.
+	blacklistSize = 4096
+	// saltsKept bounds the table of salts: some 5 MB when it is full.
+	saltsKept = 1 << 17
+	// saltBucket is how long a part of the window is that is forgotten at
+	// once, in ms.
+	saltBucket = 10_000
+	// storeAhead is how far beyond a message's time the stored bound is set, so
+	// that requests cost one write a second, not one each. In ms.
+	storeAhead = 1000
+	// storePatience is how long a request waits for its bound to be stored.
+	storePatience = 500 * time.Millisecond
+	// keysKept bounds the file of derived keys: the secret's, the previous
+	// one's, and those of join for both, twice.
+	keysKept = 8
+	// iniSizeLimit bounds a configuration file, in bytes.
+	iniSizeLimit = 1 << 20
+)
+
+// The queue.
+const (
+	// queueSize bounds the items that wait.
+	queueSize = 1000
+	// resultsKept bounds the results that are kept, the newest.
+	resultsKept = 100
+	// itemTimeout ends an item that hangs, so that the next ones run.
+	itemTimeout = time.Hour
+	// itemOutput bounds what is kept of an item's output, in bytes.
+	itemOutput = 64 << 10
+	// itemSize bounds the words of one item, in bytes; each counts wordSize more.
+	itemSize = 64 << 10
+	wordSize = 8
+)

@@ -117,6 +117,15 @@ func TestAbuse(t *testing.T) {
 	for _, prober := range probers {
 		watching.Go(func() { prober.work(ctx) })
 	}
+	// How late this process itself wakes: what the machine, not the daemon, costs.
+	var late atomic.Int64
+	watching.Go(func() {
+		for ctx.Err() == nil {
+			slept := time.Now()
+			time.Sleep(5 * time.Millisecond)
+			late.Store(max(late.Load(), int64(time.Since(slept)-5*time.Millisecond)))
+		}
+	})
 	phase := func(name string, attack func()) {
 		t.Helper()
 		phaseBegun := time.Now()
@@ -127,7 +136,7 @@ func TestAbuse(t *testing.T) {
 		}
 		resident := a.resident.Swap(0)
 		a.highest = max(a.highest, resident)
-		t.Logf("%-50s %5.2f s, %6d kB, worst answer %s", name, time.Since(phaseBegun).Seconds(), resident, strings.Join(worst, ", "))
+		t.Logf("%-50s %5.2f s, %6d kB, this process late by %s, worst answer %s", name, time.Since(phaseBegun).Seconds(), resident, time.Duration(late.Swap(0)).Round(10*time.Microsecond), strings.Join(worst, ", "))
 	}
 	phase("10,000 random and mutated messages", a.messages)
 	held, err := lock(p.lockFile("queue")) // so that a dequeue hangs, and each one more would be seen

@@ -302,9 +302,9 @@ func TestPrivilegedPortsAreNotUsedUp(t *testing.T) {
 	a, c := asker(t, d.port, settings{"node.name": "node2", "listener.addr@node1": "127.0.0.1", "listener.port@node1": fmt.Sprint(d.port)})
 	a.node = "node2"
 	var asking sync.WaitGroup
-	for range 4 {
+	for range 8 {
 		asking.Go(func() {
-			for range 100 {
+			for range 250 {
 				if err := a.ask(t.Context(), c, "node1", "ping", nil, dataOf(new(any))); err != nil {
 					t.Error(err)
 					return
@@ -324,7 +324,7 @@ func TestPrivilegedPortsAreNotUsedUp(t *testing.T) {
 		}
 	}
 	if gone > 0 {
-		t.Errorf("%d of 400 requests left their port unusable for a minute: the client closed first", gone)
+		t.Errorf("%d of 2000 requests left their port unusable for a minute: the client closed first", gone)
 	}
 }
 

@@ -350,7 +350,7 @@ func (w wireClient) dial(timeout time.Duration) (*net.TCPConn, error) {
 		if w.privileged {
 			local.Port = 600 + rand.IntN(424)
 		}
-		conn, err := (&net.Dialer{LocalAddr: local, Deadline: end}).Dial("tcp", w.to.String())
+		conn, err := (&net.Dialer{LocalAddr: local, Deadline: end, Control: choosePortLate}).Dial("tcp", w.to.String())
 		switch {
 		case err == nil:
 			return conn.(*net.TCPConn), conn.SetDeadline(end)
@@ -360,6 +360,14 @@ func (w wireClient) dial(timeout time.Duration) (*net.TCPConn, error) {
 			return nil, err
 		}
 	}
+}
+
+// choosePortLate has a client's port chosen when it connects, so that it only
+// has to be free towards this one server: thousands of others' are not.
+func choosePortLate(_, _ string, raw syscall.RawConn) error {
+	return raw.Control(func(fd uintptr) {
+		unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+	})
 }
 
 // exchange sends raw over TCP and returns the answer without its NUL; io.EOF

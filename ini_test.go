@@ -180,6 +180,7 @@ func TestINISet(t *testing.T) {
 	}{
 		{"in place, comment and blanks kept", "[s]\n  k  =  old  # why\nl = 1\n", "s", "k", "", "new", "[s]\n  k  =  new  # why\nl = 1\n"},
 		{"in place, an empty value", "[s]\nk =\n", "s", "k", "", "new", "[s]\nk = new\n"},
+		{"in place, a comment behind an empty value", "[s]\nk = # why\n", "s", "k", "", "new", "[s]\nk = new # why\n"},
 		{"in place, behind the equals sign", "[s]\nk=old\n", "s", "k", "", "new", "[s]\nk= new\n"},
 		{"in place, to nothing", "[s]\nk = old # c\n", "s", "k", "", "", "[s]\nk =  # c\n"},
 		{"in place, CRLF kept", "[s]\r\nk = old\r\n", "s", "k", "", "new", "[s]\r\nk = new\r\n"},

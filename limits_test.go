@@ -195,9 +195,37 @@ func TestUsersDoNotDisplaceRoot(t *testing.T) {
 	for range 8 {
 		d.silent(t, w.from)
 	}
+	var roots []net.Conn
+	for range 3 {
+		another, err := w.dial(patience)
+		must(t, err)
+		defer another.Close()
+		roots = append(roots, another)
+	}
+	waitFor(t, patience, "root has all places", func() bool {
+		d.listener.conns.mu.Lock()
+		defer d.listener.conns.mu.Unlock()
+		for element := d.listener.conns.waiting.Front(); element != nil; element = element.Next() {
+			if element.Value.(*connection).RemoteAddr().(*net.TCPAddr).Port >= privilegedPorts {
+				return false
+			}
+		}
+		return d.listener.conns.waiting.Len() == 4
+	})
+	user := w
+	user.privileged = false
+	late, err := user.dial(patience)
+	must(t, err)
+	defer late.Close()
+	wantClosed(t, "a user's connection, for which there is no place,", late)
+	for _, another := range roots {
+		if !isOpen(another) {
+			t.Error("root's connection made room for a user's")
+		}
+	}
 	conn.Write(raw[100:])
 	if answer, err := answerOn(conn); err != nil {
-		t.Errorf("root's request beside 8 silent connections of a user: %q, %v", answer, err)
+		t.Errorf("root's request beside the silent connections of a user: %q, %v", answer, err)
 	}
 }
 

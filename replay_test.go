@@ -117,10 +117,15 @@ func TestReplayWindow(t *testing.T) {
 			t.Parallel()
 			w := newGuardWorld(t)
 			w.pass(2 * testSkew) // so that the start bounds nothing
-			if m := w.message(test.off); test.ok {
+			m := w.message(test.off)
+			if test.ok {
 				w.mustAccept(m)
-			} else {
-				w.mustRefuse(m, true)
+				return
+			}
+			w.mustRefuse(m, true)
+			// Who is refused is told in which direction to set his clock.
+			if err, want := w.accept(m), map[bool]string{false: "behind", true: "ahead"}[test.off > 0]; !strings.Contains(err.Error(), want) {
+				t.Errorf("error = %v, want %q in it", err, want)
 			}
 		})
 	}
@@ -345,6 +350,9 @@ func TestReplayWithoutADisk(t *testing.T) {
 			w.guard.failed = func(error) { heard++ }
 			breakDisk(w)
 			w.mustRefuse(w.message(testSkew/2), true)
+			if w.guard.held != 0 {
+				t.Error("the refused message is held, as if it had been accepted")
+			}
 			present := w.message(0)
 			w.mustAccept(present)
 			w.mustRefuse(present, false)

@@ -37,12 +37,25 @@ func named(text string) string {
 // testFolders are the folders of a daemon of its own.
 func testFolders(t *testing.T) paths {
 	t.Helper()
-	dir := t.TempDir()
+	dir := memoryFolder(t)
 	p := paths{filepath.Join(dir, "etc"), filepath.Join(dir, "lib"), filepath.Join(dir, "log"), filepath.Join(dir, "run")}
 	if err := p.makeFolders(); err != nil {
 		t.Fatal(err)
 	}
 	return p
+}
+
+// memoryFolder is in memory where that is to be had. Files are synced here by
+// the hundred: a disk that is busy with other things must not slow these tests
+// down, nor decide those of a guard that does not wait for a slow disk.
+func memoryFolder(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "agentd-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
 }
 
 // writeText writes a file and makes its folder.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -251,6 +252,24 @@ func TestQueueMarksBeforeItRuns(t *testing.T) {
 	}
 }
 
+// waitForWaiter returns when the kernel shows somebody who waits for a lock.
+func waitForWaiter(t *testing.T, path string) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	inode := fmt.Sprintf(":%d ", info.Sys().(*syscall.Stat_t).Ino)
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+		for line := range strings.Lines(readText(t, "/proc/locks")) {
+			if strings.Contains(line, "->") && strings.Contains(line, inode) {
+				return
+			}
+		}
+	}
+	t.Fatalf("nobody waits for %s", path)
+}
+
 func TestQueuePrunesResults(t *testing.T) {
 	useFakeCommands(t)
 	p := testFolders(t)
@@ -297,10 +316,16 @@ func TestQueueWaitForItsTurnEnds(t *testing.T) {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
 	var log commandLog
-	if ran, err := dequeue(ctx, p, log.run); ran != 0 || !errors.Is(err, context.Canceled) {
-		t.Errorf("dequeue = %d, %v", ran, err)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := dequeue(ctx, p, log.run)
+		ended <- err
+	}()
+	waitForWaiter(t, p.lockFile("queue"))
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("dequeue: %v", err)
 	}
 	if got, want := queued(t, p), []string{"nodemgr x: queued"}; !slices.Equal(got, want) || len(log.ran) > 0 {
 		t.Errorf("the queue is %q, ran %q", got, log.ran)

@@ -31,18 +31,6 @@ func newGuardWorld(t *testing.T) *guardWorld {
 	return w
 }
 
-// memoryFolder is in memory where that is to be had: a guard does not wait for
-// a slow disk, so a disk that is busy with other tests must not decide this one.
-func memoryFolder(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "agentd-test-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
 // start is a start of the daemon. Without a persist before it, it is one after
 // a crash.
 func (w *guardWorld) start() {

@@ -308,7 +308,7 @@ func (l letter) String() string {
 const missing = 0
 
 // alphabet: every pair of versions from three, and each of the other traits
-// with versions that are below, at and above the others', finalized and not.
+// with some of them. fullAlphabet has the rest.
 func alphabet() []letter {
 	letters := []letter{{kind: "none"}, {kind: "excluded"}}
 	for installed := 1; installed <= 3; installed++ {
@@ -318,14 +318,12 @@ func alphabet() []letter {
 	}
 	return append(letters,
 		letter{"answered", 2, 2, "Q", false, false},
-		letter{"answered", 3, 2, "Q", false, false},
 		letter{"answered", 2, 2, "P", true, false},
 		letter{"answered", 2, 1, "P", true, false},
 		letter{"answered", 2, 2, "P", false, true},
 		letter{"answered", 3, 3, "P", false, true},
 		letter{kind: "unreadable"},
-		letter{kind: "unreadable", foreign: true},
-		letter{kind: "unreadable", shared: true},
+		letter{kind: "unreadable", foreign: true, shared: true},
 	)
 }
 

@@ -34,7 +34,10 @@ type keySpec struct {
 	unscoped     bool // key@node makes no sense
 }
 
-var nodeKeys = []keySpec{
+// keyTable is all keys of one kind of file.
+type keyTable []keySpec
+
+var nodeKeys = keyTable{
 	{"node", "name", "", parseName, true},
 	{"node", "env", "TST", parseWord, false},
 	{"node", "maintenance_grace_period", "60s", parseDuration, false},
@@ -111,7 +114,7 @@ func (c *config) duration(key string) time.Duration { return value[time.Duration
 // unscoped one, else the default; nil if there is none of them.
 func (c *config) forNode(section, key, node string) any {
 	text, _, ok := c.doc.value(section, key, node)
-	spec := findKey(section, key)
+	spec := nodeKeys.find(section, key)
 	if !ok {
 		text = spec.initial
 	}
@@ -124,7 +127,7 @@ func (c *config) scoped(section, key, node string) any {
 	if i < 0 || node == "" {
 		return nil
 	}
-	return findKey(section, key).parsed(c.doc.lines[i].value())
+	return nodeKeys.find(section, key).parsed(c.doc.lines[i].value())
 }
 
 // parsed is parse for what newConfig validated already, and for defaults,
@@ -167,11 +170,11 @@ func newConfig(doc *ini, hostname string) (*config, error) {
 		if line.key == "" {
 			continue
 		}
-		spec := findKey(line.section, line.key)
+		spec := nodeKeys.find(line.section, line.key)
 		name := parameter(line.section, line.key, line.scope)
 		switch {
 		case spec == nil:
-			c.warnings = append(c.warnings, fmt.Sprintf("%s:%d: unknown key %s%s", doc.name, i+1, name, didYouMean(line.section, line.key)))
+			c.warnings = append(c.warnings, fmt.Sprintf("%s:%d: unknown key %s%s", doc.name, i+1, name, nodeKeys.didYouMean(line.section, line.key)))
 		case spec.unscoped && line.scope != "":
 			faults = append(faults, fmt.Errorf("%s:%d: %s: this key is the same on all nodes; remove @%s", doc.name, i+1, name, line.scope))
 		default:
@@ -226,39 +229,48 @@ func (c *config) checkTogether() error {
 	return errors.Join(faults...)
 }
 
-// findKey returns the description of a key, nil for an unknown one.
-func findKey(section, key string) *keySpec {
+// find returns the description of a key, nil for an unknown one.
+func (t keyTable) find(section, key string) *keySpec {
 	if prefix, name, found := strings.Cut(section, "#"); found {
 		if name == "" {
 			return nil // the # is there for a name
 		}
 		section = prefix + "#"
 	}
-	for i := range nodeKeys {
-		if nodeKeys[i].section == section && nodeKeys[i].key == key {
-			return &nodeKeys[i]
+	for i := range t {
+		if t[i].section == section && t[i].key == key {
+			return &t[i]
 		}
 	}
 	return nil
 }
 
 // didYouMean suggests the known key nearest to a mistyped one, if one is near.
-func didYouMean(section, key string) string {
-	typed, best, nearest := section+"."+key, 4, ""
+func (t keyTable) didYouMean(section, key string) string {
+	var known []string
 	prefix, name, _ := strings.Cut(section, "#")
-	for _, spec := range nodeKeys {
-		known := spec.section + "." + spec.key
-		if strings.HasSuffix(spec.section, "#") && spec.section == prefix+"#" {
-			known = spec.section + name + "." + spec.key
-		}
-		if d := editDistance(typed, known); d < best {
-			best, nearest = d, known
+	for _, spec := range t {
+		if spec.section == prefix+"#" {
+			known = append(known, spec.section+name+"."+spec.key)
+		} else {
+			known = append(known, spec.section+"."+spec.key)
 		}
 	}
-	if nearest == "" {
+	return nearest(section+"."+key, known)
+}
+
+// nearest suggests what may have been meant, if something is near.
+func nearest(typed string, known []string) string {
+	best, found := 4, ""
+	for _, word := range known {
+		if d := editDistance(typed, word); d < best {
+			best, found = d, word
+		}
+	}
+	if found == "" {
 		return ""
 	}
-	return "; did you mean " + nearest + "?"
+	return "; did you mean " + found + "?"
 }
 
 // editDistance counts the letters to insert, remove or replace (Levenshtein).

@@ -87,7 +87,7 @@ func TestNodeKeysHaveValidDefaults(t *testing.T) {
 				t.Errorf("%s: its default is refused: %v", name, err)
 			}
 		}
-		if found := findKey(strings.Replace(spec.section, "#", "#1", 1), spec.key); found != &nodeKeys[i] {
+		if found := nodeKeys.find(strings.Replace(spec.section, "#", "#1", 1), spec.key); found != &nodeKeys[i] {
 			t.Errorf("%s: findKey finds %v", name, found)
 		}
 	}
@@ -133,7 +133,7 @@ func TestSampleNamesNoUnknownKey(t *testing.T) {
 			continue
 		}
 		assignments++
-		spec := findKey(section, match[1])
+		spec := nodeKeys.find(section, match[1])
 		switch {
 		case spec == nil:
 			t.Errorf("conf/node.conf:%d: [%s] has no key %q", i+1, section, match[1])
@@ -190,9 +190,9 @@ func TestConfigValues(t *testing.T) {
 			for text, want := range test.good {
 				// The node's own name decides which nodes are valid: node.name
 				// and cluster.nodes are read alone here.
-				got, err := findKey(test.section, test.key).parse(text)
+				got, err := nodeKeys.find(test.section, test.key).parse(text)
 				if text == "" {
-					got = findKey(test.section, test.key).parsed(text)
+					got = nodeKeys.find(test.section, test.key).parsed(text)
 				}
 				if err != nil || !reflect.DeepEqual(got, want) {
 					t.Errorf("%q is read as %v, %v; want %v", text, got, err, want)

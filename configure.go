@@ -25,8 +25,8 @@ func paramFlag(flags *flag.FlagSet) func() (section, key, scope string, err erro
 		if err != nil {
 			return "", "", "", usageError("--param: %w", err)
 		}
-		if findKey(section, key) == nil {
-			return "", "", "", fmt.Errorf("unknown parameter %s%s", *name, didYouMean(section, key))
+		if nodeKeys.find(section, key) == nil {
+			return "", "", "", fmt.Errorf("unknown parameter %s%s", *name, nodeKeys.didYouMean(section, key))
 		}
 		return section, key, scope, nil
 	}
@@ -54,7 +54,7 @@ func bindGet(flags *flag.FlagSet) body {
 		case section+"."+key == "node.name":
 			text = c.node
 		default:
-			text = findKey(section, key).initial
+			text = nodeKeys.find(section, key).initial
 		}
 		fmt.Println(text)
 		return nil

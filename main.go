@@ -104,15 +104,21 @@ func main() {
 }
 
 // dispatch finds the command by its words. The wrappers put their own name
-// first; `agentd` is understood where no wrapper is named.
+// first; `agentd` is understood where no wrapper is named. A service is named
+// before the command, as in `svcmgr -s svc1 start`; it is an option of it.
 func dispatch(ctx context.Context, words []string) error {
-	if len(words) == 0 || words[0] != "nodemgr" {
+	if len(words) == 0 || words[0] != "nodemgr" && words[0] != "svcmgr" {
 		words = append([]string{"agentd"}, words...)
+	}
+	var service []string
+	if words[0] == "svcmgr" && len(words) > 2 && (words[1] == "-s" || words[1] == "--service") {
+		service = []string{"-s", words[2]}
+		words = append([]string{"svcmgr"}, words[3:]...)
 	}
 	line := strings.Join(words, " ") + " "
 	for _, c := range commands {
 		if strings.HasPrefix(line, c.name+" ") {
-			return c.execute(ctx, words[len(strings.Fields(c.name)):])
+			return c.execute(ctx, append(service, words[len(strings.Fields(c.name)):]...))
 		}
 	}
 	return helpFor(words)

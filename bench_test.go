@@ -111,7 +111,7 @@ func BenchmarkPingSealedPrivileged(b *testing.B) { askSealed(b, fromPrivilegedPo
 func BenchmarkDaemonStatusData(b *testing.B) {
 	d := startLive(b, nil, nil)
 	for b.Loop() {
-		data, err := d.clusterData()
+		data, err := d.clusterData(b.Context(), "")
 		if err == nil {
 			_, err = json.Marshal(replyOf(d.daemon, data, nil))
 		}
@@ -204,7 +204,7 @@ func echo(in net.Listener, request, reply int) {
 func BenchmarkSealOpen(b *testing.B) {
 	d := startLive(b, nil, nil)
 	key := labKey(b, liveSecret, "default")
-	c, err := d.clusterData()
+	c, err := d.clusterData(b.Context(), "")
 	must(b, err)
 	status, err := json.Marshal(replyOf(d.daemon, c, nil))
 	must(b, err)

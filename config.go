@@ -463,18 +463,35 @@ func loadConfig(p paths) (*config, error) {
 	return parseConfig("node.conf", string(text))
 }
 
-// updateConfig replaces the text of node.conf under its lock, if the result
-// is valid. A missing file begins as the sample.
-func updateConfig(p paths, change func(now string) (string, error)) error {
-	held, err := lock(p.lockFile("node.conf"))
+// configFile is a configuration file that commands change: node.conf, or a
+// service's.
+type configFile struct {
+	path    string
+	lock    string
+	name    string // for messages
+	initial string // what a missing file begins as; "" if it must be there
+	keys    keyTable
+	check   func(before, after string) error
+}
+
+func nodeConfFile(p paths) configFile {
+	return configFile{p.nodeConf(), p.lockFile("node.conf"), "node.conf", sampleNodeConf, nodeKeys, func(_, after string) error {
+		_, err := parseConfig("node.conf", after)
+		return err
+	}}
+}
+
+// update replaces the text of the file under its lock, if the result is valid.
+func (f configFile) update(change func(now string) (string, error)) error {
+	held, err := lock(f.lock)
 	if err != nil {
 		return err
 	}
 	defer held.unlock()
-	text, _, err := readRegular(p.nodeConf(), iniSizeLimit)
-	missing := errors.Is(err, os.ErrNotExist)
+	text, _, err := readRegular(f.path, iniSizeLimit)
+	missing := errors.Is(err, os.ErrNotExist) && f.initial != ""
 	if missing {
-		text, err = []byte(sampleNodeConf), os.MkdirAll(p.etc, 0o700)
+		text, err = []byte(f.initial), os.MkdirAll(filepath.Dir(f.path), 0o700)
 	}
 	if err != nil {
 		return err
@@ -483,16 +500,16 @@ func updateConfig(p paths, change func(now string) (string, error)) error {
 	if err != nil || after == string(text) && !missing {
 		return err
 	}
-	if _, err := parseConfig("node.conf", after); err != nil {
+	if err := f.check(string(text), after); err != nil {
 		return err
 	}
-	return writeFile(p.nodeConf(), []byte(after), 0o600)
+	return writeFile(f.path, []byte(after), 0o600)
 }
 
-// editConfig changes single parameters of node.conf.
-func editConfig(p paths, change func(doc *ini) error) error {
-	return updateConfig(p, func(now string) (string, error) {
-		doc, err := parseINI("node.conf", now)
+// edit changes single parameters.
+func (f configFile) edit(change func(doc *ini) error) error {
+	return f.update(func(now string) (string, error) {
+		doc, err := parseINI(f.name, now)
 		if err != nil {
 			return "", err
 		}
@@ -505,7 +522,7 @@ func editConfig(p paths, change func(doc *ini) error) error {
 // is none in it, at the first start. Later, a file or a secret that is gone is
 // an error: another secret would take the node out of its cluster.
 func ensureConfig(p paths) (made bool, err error) {
-	err = editConfig(p, func(doc *ini) error {
+	err = nodeConfFile(p).edit(func(doc *ini) error {
 		if doc.find("cluster", "secret", "") >= 0 {
 			return nil
 		}

@@ -444,7 +444,7 @@ func TestEditConfigLeavesTheFileOnError(t *testing.T) {
 			p := testFolders(t)
 			writeText(t, p.nodeConf(), test.text)
 			before := fileStamp(p.nodeConf())
-			err := editConfig(p, test.change)
+			err := nodeConfFile(p).edit(test.change)
 			if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
 				t.Errorf("error = %v, want %q", err, test.want)
 			}
@@ -465,7 +465,7 @@ func TestEditConfigWrites(t *testing.T) {
 	if err := os.Chmod(p.nodeConf(), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := editConfig(p, func(doc *ini) error { return doc.set("listener", "port", "n2", "1215") }); err != nil {
+	if err := nodeConfFile(p).edit(func(doc *ini) error { return doc.set("listener", "port", "n2", "1215") }); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := readText(t, p.nodeConf()), "# mine\n[node]\nname = n1 # me\nfuture = 1\n\n[listener]\nport@n2 = 1215\n"; got != want {
@@ -494,7 +494,7 @@ func TestEditConfigTakesTurns(t *testing.T) {
 	errs := make(chan error, editors)
 	for i := range editors {
 		go func() {
-			errs <- editConfig(p, func(doc *ini) error { return doc.set("listener", "port", fmt.Sprintf("n%d", i), "1215") })
+			errs <- nodeConfFile(p).edit(func(doc *ini) error { return doc.set("listener", "port", fmt.Sprintf("n%d", i), "1215") })
 		}()
 	}
 	for range editors {

@@ -1,4 +1,5 @@
-// configure.go: the commands on node.conf.
+// configure.go: the commands on configuration files: node.conf for nodemgr,
+// a service's file for svcmgr.
 
 package main
 
@@ -12,109 +13,186 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"syscall"
 )
 
-// paramFlag is the option that names a parameter.
-func paramFlag(flags *flag.FlagSet) func() (section, key, scope string, err error) {
+// fileFlag declares what names the file of a command, and returns the file.
+type fileFlag func(flags *flag.FlagSet) func(p paths) (configFile, error)
+
+func ofNode(*flag.FlagSet) func(paths) (configFile, error) {
+	return func(p paths) (configFile, error) { return nodeConfFile(p), nil }
+}
+
+func ofService(flags *flag.FlagSet) func(paths) (configFile, error) {
+	service := serviceFlag(flags)
+	return func(p paths) (configFile, error) {
+		name, err := service()
+		if err != nil {
+			return configFile{}, err
+		}
+		c, err := loadConfig(p)
+		if err != nil {
+			return configFile{}, err
+		}
+		if _, err := os.Stat(p.servicePath(name)); err != nil {
+			_, err = loadService(p, c, name) // says it better
+			return configFile{}, err
+		}
+		return serviceConfFile(p, c, name), nil // one with faults is one to edit
+	}
+}
+
+// paramFlag is the option that names a parameter. In a service's file, one
+// without a section is in DEFAULT.
+func paramFlag(flags *flag.FlagSet) func(f configFile) (section, key, scope string, err error) {
 	name := flags.String("param", "", "the parameter, `SECTION.KEY[@NODE]`")
-	return func() (string, string, string, error) {
-		section, key, scope, err := splitParameter(*name)
+	return func(f configFile) (string, string, string, error) {
+		full := *name
+		if f.keys.find("DEFAULT", "nodes") != nil && full != "" && !strings.Contains(full, ".") {
+			full = "DEFAULT." + full
+		}
+		section, key, scope, err := splitParameter(full)
 		if err != nil {
 			return "", "", "", usageError("--param: %w", err)
 		}
-		if nodeKeys.find(section, key) == nil {
-			return "", "", "", fmt.Errorf("unknown parameter %s%s", *name, nodeKeys.didYouMean(section, key))
+		if f.keys.find(section, key) == nil && !f.openSection(section) {
+			return "", "", "", fmt.Errorf("unknown parameter %s%s", *name, f.keys.didYouMean(section, key))
 		}
 		return section, key, scope, nil
 	}
 }
 
-func bindGet(flags *flag.FlagSet) body {
-	param := paramFlag(flags)
-	return func(_ context.Context, p paths, _ []string) error {
-		section, key, scope, err := param()
-		if err != nil {
-			return err
-		}
-		c, err := loadConfig(p)
-		if err != nil {
-			return err
-		}
-		if scope == "" {
-			scope = c.node
-		}
-		text, _, ok := c.doc.value(section, key, scope)
-		switch {
-		case ok:
-		case section+"."+key == "cluster.nodes":
-			text = strings.Join(c.members(), " ")
-		case section+"."+key == "node.name":
-			text = c.node
-		default:
-			text = nodeKeys.find(section, key).initial
-		}
-		fmt.Println(text)
-		return nil
-	}
+// openSection tells whether a section may hold keys that agentd does not know.
+func (f configFile) openSection(section string) bool {
+	return f.keys.find(section, "agent") != nil
 }
 
-func bindSet(flags *flag.FlagSet) body {
-	param := paramFlag(flags)
-	value := flags.String("value", "", "the new value; - reads it from standard input `V`")
-	return func(_ context.Context, p paths, _ []string) error {
-		section, key, scope, err := param()
-		if err != nil {
-			return err
-		}
-		given := false
-		flags.Visit(func(f *flag.Flag) { given = given || f.Name == "value" })
-		if !given {
-			return usageError("nodemgr set: --value is missing; to remove a parameter: nodemgr unset")
-		}
-		if *value == "-" {
-			text, err := io.ReadAll(io.LimitReader(os.Stdin, 1<<16))
+func bindGet(of fileFlag) func(flags *flag.FlagSet) body {
+	return func(flags *flag.FlagSet) body {
+		file, param := of(flags), paramFlag(flags)
+		return func(_ context.Context, p paths, _ []string) error {
+			f, err := file(p)
 			if err != nil {
-				return fmt.Errorf("cannot read the value: %w", err)
+				return err
 			}
-			*value = strings.TrimRight(string(text), "\r\n")
-		}
-		return editConfig(p, func(doc *ini) error { return doc.set(section, key, scope, *value) })
-	}
-}
-
-func bindUnset(flags *flag.FlagSet) body {
-	param := paramFlag(flags)
-	return func(_ context.Context, p paths, _ []string) error {
-		section, key, scope, err := param()
-		if err != nil {
-			return err
-		}
-		if section+"."+key == "cluster.secret" {
-			return errors.New("a node needs a secret; to change it: nodemgr set --param cluster.secret --value -")
-		}
-		return editConfig(p, func(doc *ini) error {
-			if !doc.unset(section, key, scope) {
-				return fmt.Errorf("%s is not set", parameter(section, key, scope))
+			section, key, scope, err := param(f)
+			if err != nil {
+				return err
 			}
+			c, err := loadConfig(p)
+			if err != nil {
+				return err
+			}
+			if scope == "" {
+				scope = c.node
+			}
+			doc := c.doc
+			if f.path != p.nodeConf() {
+				text, _, err := readRegular(f.path, iniSizeLimit)
+				if err != nil {
+					return err
+				}
+				if doc, err = parseINI(f.name, string(text)); err != nil {
+					return err
+				}
+			}
+			text, _, ok := doc.value(section, key, scope)
+			switch {
+			case ok:
+			case section+"."+key == "cluster.nodes", section+"."+key == "DEFAULT.nodes":
+				text = strings.Join(c.members(), " ")
+			case section+"."+key == "node.name":
+				text = c.node
+			case f.keys.find(section, key) == nil:
+				return fmt.Errorf("%s is not set", parameter(section, key, ""))
+			default:
+				text = f.keys.find(section, key).initial
+			}
+			fmt.Println(text)
 			return nil
-		})
+		}
 	}
 }
 
-func bindPrint(*flag.FlagSet) body {
-	return func(_ context.Context, p paths, _ []string) error {
-		text, _, err := readRegular(p.nodeConf(), iniSizeLimit)
-		if err != nil {
+func bindSet(of fileFlag) func(flags *flag.FlagSet) body {
+	return func(flags *flag.FlagSet) body {
+		file, param := of(flags), paramFlag(flags)
+		value := flags.String("value", "", "the new value; - reads it from standard input `V`")
+		return func(_ context.Context, p paths, _ []string) error {
+			f, err := file(p)
+			if err != nil {
+				return err
+			}
+			section, key, scope, err := param(f)
+			if err != nil {
+				return err
+			}
+			given := false
+			flags.Visit(func(f *flag.Flag) { given = given || f.Name == "value" })
+			if !given {
+				return usageError("set: --value is missing; to remove a parameter: unset")
+			}
+			if *value == "-" {
+				text, err := io.ReadAll(io.LimitReader(os.Stdin, 1<<16))
+				if err != nil {
+					return fmt.Errorf("cannot read the value: %w", err)
+				}
+				*value = strings.TrimRight(string(text), "\r\n")
+			}
+			return f.edit(func(doc *ini) error { return doc.set(section, key, scope, *value) })
+		}
+	}
+}
+
+func bindUnset(of fileFlag) func(flags *flag.FlagSet) body {
+	return func(flags *flag.FlagSet) body {
+		file, param := of(flags), paramFlag(flags)
+		return func(_ context.Context, p paths, _ []string) error {
+			f, err := file(p)
+			if err != nil {
+				return err
+			}
+			section, key, scope, err := param(f)
+			if err != nil {
+				return err
+			}
+			if section+"."+key == "cluster.secret" {
+				return errors.New("a node needs a secret; to change it: nodemgr set --param cluster.secret --value -")
+			}
+			return f.edit(func(doc *ini) error {
+				if !doc.unset(section, key, scope) {
+					return fmt.Errorf("%s is not set", parameter(section, key, scope))
+				}
+				return nil
+			})
+		}
+	}
+}
+
+func bindPrint(of fileFlag) func(flags *flag.FlagSet) body {
+	return func(flags *flag.FlagSet) body {
+		file := of(flags)
+		return func(_ context.Context, p paths, _ []string) error {
+			f, err := file(p)
+			if err != nil {
+				return err
+			}
+			text, _, err := readRegular(f.path, iniSizeLimit)
+			if err != nil {
+				return err
+			}
+			for line := range strings.Lines(string(text)) {
+				if f.path == p.nodeConf() {
+					line = secretPattern.ReplaceAllString(line, "$1 (hidden; see nodemgr get)")
+				}
+				fmt.Print(line)
+			}
+			_, err = parseINI(f.name, string(text)) // printed even if it has faults, so that they can be seen
 			return err
 		}
-		for line := range strings.Lines(string(text)) {
-			fmt.Print(secretPattern.ReplaceAllString(line, "$1 (hidden; see nodemgr get)"))
-		}
-		_, err = parseINI("node.conf", string(text)) // printed even if it has faults, so that they can be seen
-		return err
 	}
 }
 
@@ -124,42 +202,55 @@ var secretPattern = regexp.MustCompile(`(?i)^(\s*(?:[#;]\s*)?[\w.@-]*secret[\w.@
 
 // bindEdit lets a person edit a copy, which takes the file's place if it is
 // valid and nobody changed the file meanwhile. Else the copy stays.
-func bindEdit(*flag.FlagSet) body {
-	return func(_ context.Context, p paths, _ []string) error {
-		if _, err := ensureConfig(p); err != nil {
-			// A file with faults is one to edit.
-			fmt.Fprintln(os.Stderr, "error:", err)
-		}
-		before, _, err := readRegular(p.nodeConf(), iniSizeLimit)
-		if err != nil {
-			return err
-		}
-		copied, err := os.CreateTemp(p.etc, ".node.conf.edit.*")
-		if err != nil {
-			return fmt.Errorf("cannot edit: %w", err)
-		}
-		_, err = copied.Write(before)
-		if err = errors.Join(err, copied.Close()); err != nil {
-			return fmt.Errorf("cannot edit: %w", err)
-		}
-		editErr := runEditor(copied.Name())
-		after, _, err := readRegular(copied.Name(), iniSizeLimit)
-		if err == nil && bytes.Equal(after, before) {
-			return errors.Join(editErr, os.Remove(copied.Name()))
-		}
-		if err = errors.Join(editErr, err); err == nil {
-			err = updateConfig(p, func(now string) (string, error) {
-				if now != string(before) {
-					return "", errors.New("somebody else changed the file meanwhile; run the command again")
+func bindEdit(of fileFlag) func(flags *flag.FlagSet) body {
+	return func(flags *flag.FlagSet) body {
+		file := of(flags)
+		return func(_ context.Context, p paths, _ []string) error {
+			f, err := file(p)
+			if err != nil {
+				return err
+			}
+			if f.path == p.nodeConf() {
+				if _, err := ensureConfig(p); err != nil {
+					// A file with faults is one to edit.
+					fmt.Fprintln(os.Stderr, "error:", err)
 				}
-				return string(after), nil
-			})
+			}
+			return f.editByHand()
 		}
-		if err != nil {
-			return fmt.Errorf("node.conf is unchanged; your text is in %s:\n%w", copied.Name(), err)
-		}
-		return os.Remove(copied.Name())
 	}
+}
+
+func (f configFile) editByHand() error {
+	before, _, err := readRegular(f.path, iniSizeLimit)
+	if err != nil {
+		return err
+	}
+	copied, err := os.CreateTemp(filepath.Dir(f.path), "."+f.name+".edit.*")
+	if err != nil {
+		return fmt.Errorf("cannot edit: %w", err)
+	}
+	_, err = copied.Write(before)
+	if err = errors.Join(err, copied.Close()); err != nil {
+		return fmt.Errorf("cannot edit: %w", err)
+	}
+	editErr := runEditor(copied.Name())
+	after, _, err := readRegular(copied.Name(), iniSizeLimit)
+	if err == nil && bytes.Equal(after, before) {
+		return errors.Join(editErr, os.Remove(copied.Name()))
+	}
+	if err = errors.Join(editErr, err); err == nil {
+		err = f.update(func(now string) (string, error) {
+			if now != string(before) {
+				return "", errors.New("somebody else changed the file meanwhile; run the command again")
+			}
+			return string(after), nil
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("%s is unchanged; your text is in %s:\n%w", f.name, copied.Name(), err)
+	}
+	return os.Remove(copied.Name())
 }
 
 func runEditor(path string) error {

@@ -125,3 +125,34 @@ const (
 	itemSize = 64 << 10
 	wordSize = 8
 )
+
+// Services.
+const (
+	// commandOutput bounds what is looked at of a command's output, in bytes.
+	commandOutput = 64 << 10
+	// outputLine bounds a line of output; a longer one is cut in pieces.
+	outputLine = 8 << 10
+	// outputRate is how much output of a resource is logged, in bytes a second,
+	// beyond outputBurst at once.
+	outputRate  = 64 << 10
+	outputBurst = 512 << 10
+	// outputKept is how large the file of a resource's output grows until it is
+	// cut, in bytes.
+	outputKept = 1 << 20
+	// outputPause is the wait before a flood of output is looked at again.
+	outputPause = 200 * time.Millisecond
+	// actionsAtOnce and checksAtOnce bound what runs on this node.
+	actionsAtOnce = 32
+	checksAtOnce  = 16
+	// lockPause is the wait before another try to lock an instance.
+	lockPause = 50 * time.Millisecond
+	// waitPause is how often --wait looks when nothing is said, and lastLines how
+	// long it waits for what may still be said.
+	waitPause = time.Second
+	lastLines = 20 * time.Millisecond
+	// endPause is the wait before another look whether everything has stopped.
+	endPause = 50 * time.Millisecond
+	// checkPause is the first wait between checks of what starts or stops; each
+	// is twice the one before, up to a second.
+	checkPause = 20 * time.Millisecond
+)

@@ -42,8 +42,13 @@ type daemon struct {
 	queue     *dequeuer
 	peers     *peerTrust
 	journal   *journal
-	lastKnown lastKnown
-	outsiders *logLimit // what outsiders can cause to be logged
+	watch     *watcher
+	logs      *serviceLog
+	monitor   *monitorThread
+	// background has a place for each service_action that nobody waits for.
+	background chan struct{}
+	lastKnown  lastKnown
+	outsiders  *logLimit // what outsiders can cause to be logged
 
 	calls chan func()
 	ended chan struct{} // closed when serve takes no more calls
@@ -148,7 +153,13 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 			"ahead", ahead.Round(time.Second), "file", p.clock())
 	}
 	d.journal = openJournal(p.journal(), log)
-	d.threads = []*thread{newListener(d).thread()}
+	if d.watch, err = newWatcher(); err != nil {
+		return nil, err
+	}
+	d.logs = &serviceLog{p.log, func() string { return d.config.Load().node }}
+	d.monitor = &monitorThread{d: d}
+	d.background = make(chan struct{}, actionsAtOnce)
+	d.threads = []*thread{newListener(d).thread(), d.monitor.thread()}
 	return d, d.firstConfig()
 }
 

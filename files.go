@@ -107,6 +107,21 @@ func writeSynced(path string, data []byte, mode os.FileMode) error {
 	return errors.Join(err, f.Close())
 }
 
+// replaceFile is writeFile for what need not outlive the machine: it is whole
+// after a crash of this process, and nothing is synced. It makes the folder.
+func replaceFile(path string, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("cannot write: %w", err)
+	}
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return fmt.Errorf("cannot write: %w", err)
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return fmt.Errorf("cannot write: %w", err)
+	}
+	return nil
+}
+
 // syncFolder makes renames and removals in dir last.
 func syncFolder(dir string) error {
 	d, err := os.Open(dir)

@@ -138,7 +138,7 @@ func newLab(tb testing.TB, set settings) (p paths, port int) {
 // value is removed.
 func configure(tb testing.TB, p paths, set settings) {
 	tb.Helper()
-	must(tb, editConfig(p, func(doc *ini) error {
+	must(tb, nodeConfFile(p).edit(func(doc *ini) error {
 		for _, name := range slices.Sorted(maps.Keys(set)) {
 			section, key, scope, err := splitParameter(name)
 			if err == nil && set[name] == "" {

@@ -71,15 +71,33 @@ var commands = []command{
 	{"nodemgr node status", "", "is this node's version installed and finalized", bindNodeStatus},
 	{"nodemgr node finalize", "", "record the installed version as finalized", bindFinalize},
 	{"nodemgr cluster status", "", "is an upgrade in progress in the cluster", bindClusterStatus},
-	{"nodemgr get", "", "print a parameter of node.conf", bindGet},
-	{"nodemgr set", "", "set a parameter of node.conf", bindSet},
-	{"nodemgr unset", "", "remove a parameter of node.conf", bindUnset},
-	{"nodemgr edit config", "", "edit node.conf with $VISUAL, $EDITOR or vi", bindEdit},
-	{"nodemgr print config", "", "print node.conf without its secrets", bindPrint},
+	{"nodemgr get", "", "print a parameter of node.conf", bindGet(ofNode)},
+	{"nodemgr set", "", "set a parameter of node.conf", bindSet(ofNode)},
+	{"nodemgr unset", "", "remove a parameter of node.conf", bindUnset(ofNode)},
+	{"nodemgr edit config", "", "edit node.conf with $VISUAL, $EDITOR or vi", bindEdit(ofNode)},
+	{"nodemgr print config", "", "print node.conf without its secrets", bindPrint(ofNode)},
+	{"nodemgr freeze", "", "start and restart nothing by itself", bindNodeFlag("frozen")},
+	{"nodemgr thaw", "", "the opposite of freeze", bindNodeFlag("thawed")},
 	{"nodemgr ping", "", "ask whether a node's daemon answers", bindPing},
 	{"nodemgr queue add", "-- nodemgr|svcmgr ARG…", "queue a command", bindQueueAdd},
 	{"nodemgr queue list", "", "show what is queued, and the results", bindQueueList},
 	{"nodemgr dequeue actions", "", "run what is queued, oldest first", bindDequeue},
+	{"svcmgr ls", "", "list the services", bindServiceList},
+	{"svcmgr create", "", "make a service of a file", bindCreate},
+	{"svcmgr delete", "", "remove a service that is down; its file is kept as a backup", bindDelete},
+	{"svcmgr print status", "", "show what runs, and what is wrong", bindServiceStatus},
+	{"svcmgr print config", "", "print the service's file", bindPrint(ofService)},
+	{"svcmgr edit config", "", "edit the service's file with $VISUAL, $EDITOR or vi", bindEdit(ofService)},
+	{"svcmgr get", "", "print a parameter of the service's file", bindGet(ofService)},
+	{"svcmgr set", "", "set a parameter of the service's file", bindSet(ofService)},
+	{"svcmgr unset", "", "remove a parameter of the service's file", bindUnset(ofService)},
+	{"svcmgr start", "", "start the service", bindOrder("start")},
+	{"svcmgr stop", "", "stop the service, and keep it down", bindOrder("stop")},
+	{"svcmgr restart", "", "stop the service, and start it", bindOrder("restart")},
+	{"svcmgr freeze", "", "start and restart it by hand only", bindOrder("freeze")},
+	{"svcmgr thaw", "", "the opposite of freeze", bindOrder("thaw")},
+	{"svcmgr abort", "", "give up what was ordered and is not done", bindOrder("abort")},
+	{"svcmgr clear", "", "forget failures and counts of restarts, and go on", bindClear},
 }
 
 func main() {
@@ -151,6 +169,7 @@ func parseArguments(flags *flag.FlagSet, args []string) (positional []string, er
 			break
 		}
 	}
+	args = joinWait(args)
 	for {
 		if err := flags.Parse(args); err != nil {
 			return nil, err
@@ -161,6 +180,20 @@ func parseArguments(flags *flag.FlagSet, args []string) (positional []string, er
 		positional = append(positional, flags.Arg(0))
 		args = flags.Args()[1:]
 	}
+}
+
+// joinWait makes `--wait 30s` of one word, since --wait also stands alone.
+func joinWait(args []string) (joined []string) {
+	for i := 0; i < len(args); i++ {
+		joined = append(joined, args[i])
+		if (args[i] == "--wait" || args[i] == "-wait") && i+1 < len(args) {
+			if _, err := parseDuration(args[i+1]); err == nil {
+				i++
+				joined[len(joined)-1] += "=" + args[i]
+			}
+		}
+	}
+	return joined
 }
 
 func (c command) usage(out io.Writer, flags *flag.FlagSet) {

@@ -5,18 +5,140 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+// startChild starts cmd, and waitChild waits for it: no child is started
+// otherwise, so that the reaper of orphans, which works where agentd is the
+// first process of its container, leaves the others alone.
+func startChild(cmd *exec.Cmd) error {
+	children.Lock()
+	defer children.Unlock()
+	err := cmd.Start()
+	if err == nil {
+		children.pids[cmd.Process.Pid] = true
+	}
+	return err
+}
+
+func waitChild(cmd *exec.Cmd) error {
+	err := cmd.Wait()
+	children.Lock()
+	defer children.Unlock()
+	delete(children.pids, cmd.Process.Pid)
+	return err
+}
+
+var children = struct {
+	sync.Mutex
+	pids map[int]bool
+}{pids: map[int]bool{}}
+
+// reapOrphans takes the processes that ended and whose parent is gone, as
+// process 1 must: a stop script that waits for them waits in vain otherwise.
+// It returns when ctx ends.
+func reapOrphans(ctx context.Context, ended <-chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ended:
+		case <-time.After(time.Second): // a signal may stand for several
+		}
+		eachProcess(func(pid int, stat []string) {
+			children.Lock()
+			defer children.Unlock()
+			if stat[statState] == "Z" && stat[statParent] == "1" && !children.pids[pid] {
+				unix.Wait4(pid, nil, unix.WNOHANG, nil)
+			}
+		})
+	}
+}
+
+// Fields of /proc/<pid>/stat (proc(5)), counted behind the command's name.
+const (
+	statState   = 0
+	statParent  = 1
+	statSession = 3
+	statStart   = 19 // clock ticks after the boot
+)
+
+// eachProcess calls f with every process and its fields.
+func eachProcess(f func(pid int, stat []string)) {
+	entries, _ := os.ReadDir("/proc") // without it, there is none to see
+	for _, entry := range entries {
+		if pid, err := strconv.Atoi(entry.Name()); err == nil {
+			if stat := processStat(pid); stat != nil {
+				f(pid, stat)
+			}
+		}
+	}
+}
+
+func processStat(pid int) []string {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil
+	}
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) <= statStart {
+		return nil
+	}
+	return fields
+}
+
+// processStart tells when a process started, which tells it apart from
+// another that has its number. One that has ended is none.
+func processStart(pid int) (uint64, error) {
+	stat := processStat(pid)
+	if stat == nil || stat[statState] == "Z" {
+		return 0, fmt.Errorf("there is no process %d", pid)
+	}
+	return strconv.ParseUint(stat[statStart], 10, 64)
+}
+
+// marker is the variable in the environment by which the processes that a
+// command started are known, whatever session they are in.
+const marker = "OSVC_RUN_ID="
+
+// killMarked kills the processes that bear a mark, until none is left: more
+// may be forked meanwhile.
+func killMarked(id string) {
+	mark := []byte("\x00" + marker + id + "\x00")
+	bears := func(pid int) bool {
+		environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) // another user's cannot be ours
+		return bytes.Contains(append([]byte{0}, environ...), mark)
+	}
+	for found, rounds := true, 0; found && rounds < 10; rounds++ {
+		found = false
+		eachProcess(func(pid int, stat []string) {
+			if stat[statState] == "Z" || !bears(pid) {
+				return
+			}
+			pidfd, err := unix.PidfdOpen(pid, 0)
+			if err != nil {
+				return
+			}
+			defer unix.Close(pidfd)
+			if bears(pid) { // still the same process
+				found = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) == nil || found
+			}
+		})
+	}
+}
 
 // runner runs argv to its end, or to ctx's, without a shell, and returns its
 // exit status. An error tells that it could not be run, or did not end by
@@ -32,7 +154,7 @@ func runCommand(ctx context.Context, argv []string, stdout, stderr io.Writer) (i
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = outputDelay
-	if err := cmd.Start(); err != nil {
+	if err := startChild(cmd); err != nil {
 		return -1, fmt.Errorf("cannot run %s: %w", argv[0], err)
 	}
 	late := waitProcess(ctx, cmd.Process.Pid)
@@ -43,11 +165,11 @@ func runCommand(ctx context.Context, argv []string, stdout, stderr io.Writer) (i
 		defer cancel()
 		late = fmt.Errorf("%s did not end in time and was killed: %w", argv[0], late)
 		if waitProcess(killed, cmd.Process.Pid) != nil {
-			go cmd.Wait() // it hangs in the kernel, and is reaped whenever that ends
+			go waitChild(cmd) // it hangs in the kernel, and is reaped whenever that ends
 			return -1, late
 		}
 	}
-	err := cmd.Wait()
+	err := waitChild(cmd)
 	if late != nil {
 		return -1, late
 	}

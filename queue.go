@@ -372,13 +372,13 @@ func runDequeue(ctx context.Context, p paths) error {
 	}
 	cmd := exec.Command(program, "dequeue", "actions")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	if err := startChild(cmd); err != nil {
 		return fmt.Errorf("cannot run %s: %w", program, err)
 	}
 	if err := waitProcess(ctx, cmd.Process.Pid); err != nil {
 		return errors.Join(err, cmd.Process.Release())
 	}
-	if err := cmd.Wait(); err != nil {
+	if err := waitChild(cmd); err != nil {
 		return fmt.Errorf("%s dequeue actions: %w", program, err)
 	}
 	return nil

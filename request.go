@@ -70,7 +70,7 @@ func (t optionType) String() string {
 var actions = map[string]action{
 	"daemon_blacklist_clear":  {nil, handleBlacklistClear},
 	"daemon_blacklist_status": {nil, handleBlacklistStatus},
-	"daemon_status":           {nil, handleDaemonStatus},
+	"daemon_status":           {map[string]optionType{"svcname": optionText}, handleDaemonStatus},
 	"daemon_start":            {map[string]optionType{"thr_id": optionText}, handleDaemonStart},
 	"daemon_stop":             {map[string]optionType{"thr_id": optionText, "force": optionFlag}, handleDaemonStop},
 	"daemon_shutdown":         {nil, handleDaemonShutdown},
@@ -78,7 +78,19 @@ var actions = map[string]action{
 	"cluster_status": {map[string]optionType{
 		"timeout": optionDuration, "exclude": optionList, "gate": optionText, "version": optionText,
 	}, handleClusterStatus},
-	"ping": {nil, handlePing},
+	"ping":                {nil, handlePing},
+	"get_service_config":  {onService(nil), handleServiceConfig},
+	"clear":               {onService(nil), handleClear},
+	"get_service_monitor": {onService(nil), handleServiceMonitor},
+	"set_service_monitor": {onService(map[string]optionType{
+		"status": optionText, "local_expect": optionText, "global_expect": optionText, "reset_retries": optionFlag, "rid": optionList,
+	}), handleSetServiceMonitor},
+	"set_node_monitor": {map[string]optionType{
+		"status": optionText, "local_expect": optionText, "global_expect": optionText,
+	}, handleSetNodeMonitor},
+	"service_action": {onService(map[string]optionType{
+		"command": optionList, "cmd": optionList, "sync": optionFlag,
+	}), handleServiceAction},
 }
 
 // options are values of the types that the action names; those that were not
@@ -279,8 +291,8 @@ func handleBlacklistStatus(_ context.Context, d *daemon, _ options) (reply, erro
 	return r, nil
 }
 
-func handleDaemonStatus(_ context.Context, d *daemon, _ options) (reply, error) {
-	data, err := d.clusterData()
+func handleDaemonStatus(ctx context.Context, d *daemon, o options) (reply, error) {
+	data, err := d.clusterData(ctx, o.text("svcname"))
 	return replyOf(d, data, nil), err
 }
 
@@ -298,7 +310,10 @@ func handleDaemonStop(ctx context.Context, d *daemon, o options) (reply, error) 
 	return d.stopByRequest("daemon_stop")
 }
 
-func handleDaemonShutdown(_ context.Context, d *daemon, _ options) (reply, error) {
+func handleDaemonShutdown(ctx context.Context, d *daemon, _ options) (reply, error) {
+	if err := d.monitor.end(ctx); err != nil {
+		return reply{}, err
+	}
 	return d.stopByRequest("daemon_shutdown")
 }
 

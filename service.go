@@ -6,6 +6,8 @@ package main
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -317,6 +319,12 @@ func listServices(p paths) ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// checksum tells one version of a file from others: SHA-256, in hex.
+func checksum(text []byte) string {
+	sum := sha256.Sum256(text)
+	return hex.EncodeToString(sum[:])
 }
 
 // runFaults tells all that would keep the service from running on node, each

@@ -1,10 +1,19 @@
-// svcmgr.go: the commands on services.
+// svcmgr.go: the commands on services. Those that have something done are
+// orders to a daemon, and can wait until they are carried out.
 
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
 )
 
 // serviceFlag is the option that names a service.
@@ -12,11 +21,490 @@ func serviceFlag(flags *flag.FlagSet) func() (string, error) {
 	name := flags.String("s", "", "the service `SVCNAME`")
 	return func() (string, error) {
 		if *name == "" {
-			return "", usageError("%w", errors.New("name a service: svcmgr -s <svcname> …"))
+			return "", usageError("name a service: svcmgr -s <svcname> …")
 		}
 		if err := checkServiceName(*name); err != nil {
 			return "", usageError("-s: %w", err)
 		}
 		return *name, nil
 	}
+}
+
+// serviceConfFile is a service's file for the commands that change it. They
+// may leave a fault of the surroundings as it is, but add none.
+func serviceConfFile(p paths, c *config, name string) configFile {
+	faults := func(text string) (int, error) {
+		s, err := parseService(name, text, c.node, c.members())
+		if err != nil {
+			return 0, err
+		}
+		found := s.runFaults(c, c.node)
+		return len(found), errors.Join(found...)
+	}
+	return configFile{p.servicePath(name), p.lockFile(name + ".conf"), name + ".conf", "", serviceKeys, func(before, after string) error {
+		was, wasErr := faults(before)
+		is, err := faults(after)
+		if err != nil && (is == 0 || wasErr == nil || is > was) {
+			return err
+		}
+		return nil
+	}}
+}
+
+func bindServiceList(flags *flag.FlagSet) body {
+	format := formatFlag(flags, "human", "json")
+	return func(_ context.Context, p paths, _ []string) error {
+		f, err := format()
+		if err != nil {
+			return err
+		}
+		names, err := listServices(p)
+		if err != nil {
+			return err
+		}
+		if f == "json" {
+			data, err := json.Marshal(append([]string{}, names...))
+			return errors.Join(err, printJSON(data))
+		}
+		for _, name := range names {
+			fmt.Println(name)
+		}
+		return nil
+	}
+}
+
+func bindCreate(flags *flag.FlagSet) body {
+	name := flags.String("s", "", "the service `SVCNAME`; by default, the file's name without .conf")
+	from := flags.String("config", "", "the service's `FILE`; - reads standard input")
+	return func(_ context.Context, p paths, _ []string) error {
+		if *from == "" || *from == "-" && *name == "" {
+			return usageError("svcmgr create: say from what: svcmgr create --config svc1.conf, or svcmgr -s svc1 create --config -")
+		}
+		if *name == "" {
+			*name = strings.TrimSuffix(filepath.Base(*from), ".conf")
+		}
+		if err := checkServiceName(*name); err != nil {
+			return err
+		}
+		var text []byte
+		var err error
+		if *from == "-" {
+			text, err = io.ReadAll(io.LimitReader(os.Stdin, iniSizeLimit+1))
+		} else {
+			text, _, err = readRegular(*from, iniSizeLimit)
+		}
+		if err != nil {
+			return err
+		}
+		return createService(p, *name, string(text))
+	}
+}
+
+// createService writes the file of a new service that can run.
+func createService(p paths, name, text string) error {
+	c, err := loadConfig(p)
+	if err != nil {
+		return err
+	}
+	s, err := parseService(name, text, c.node, c.members())
+	if s != nil {
+		err = errors.Join(err, errors.Join(s.runFaults(c, c.node)...)) // all that is wrong, at once
+	}
+	if err != nil {
+		return fmt.Errorf("%s is not created:\n%w", name, err)
+	}
+	f := serviceConfFile(p, c, name)
+	held, err := lock(f.lock)
+	if err != nil {
+		return err
+	}
+	defer held.unlock()
+	if _, err := os.Lstat(f.path); err == nil {
+		return fmt.Errorf("%s exists already; to change it: svcmgr -s %s edit config", name, name)
+	}
+	return writeFile(f.path, []byte(text), 0o600)
+}
+
+func bindDelete(flags *flag.FlagSet) body {
+	service := serviceFlag(flags)
+	return func(ctx context.Context, p paths, _ []string) error {
+		name, err := service()
+		if err != nil {
+			return err
+		}
+		c, err := loadConfig(p)
+		if err != nil {
+			return err
+		}
+		if _, err := loadService(p, c, name); err == nil {
+			data, err := askStatus(ctx, p, "", name)
+			if err != nil {
+				return fmt.Errorf("cannot tell whether %s runs: %w", name, err)
+			}
+			if i, here := data.Instances[c.node]; here && i.Overall != statusDown && i.Overall != statusNA {
+				return fmt.Errorf("%s is %s on %s; first: svcmgr -s %s stop --wait", name, i.Overall, c.node, name)
+			}
+		} else if _, statErr := os.Stat(p.servicePath(name)); statErr != nil {
+			return err
+		}
+		return deleteService(p, serviceConfFile(p, c, name), name)
+	}
+}
+
+// deleteService moves the file to the backups, and forgets the flags.
+func deleteService(p paths, f configFile, name string) error {
+	held, err := lock(f.lock)
+	if err != nil {
+		return err
+	}
+	defer held.unlock()
+	backup := filepath.Join(p.lib, "backup", f.name+"."+itemID(time.Now()))
+	if err := os.MkdirAll(filepath.Dir(backup), 0o700); err != nil {
+		return fmt.Errorf("cannot delete %s: %w", name, err)
+	}
+	text, _, err := readRegular(f.path, iniSizeLimit)
+	if err == nil {
+		err = writeFile(backup, text, 0o600)
+	}
+	if err == nil {
+		err = os.Remove(f.path)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot delete %s: %w", name, err)
+	}
+	fmt.Fprintf(os.Stderr, "its file is kept as %s\n", backup)
+	return errors.Join(syncFolder(p.etc), os.RemoveAll(p.instanceLib(name)), os.RemoveAll(p.instanceRun(name)))
+}
+
+// ask sends a request to a node, or to this one where none is named.
+func ask(ctx context.Context, p paths, node, action string, options map[string]any, frame frameFunc) error {
+	encoded := map[string]json.RawMessage{}
+	for name, v := range options {
+		encoded[name] = mustJSON(v)
+	}
+	if node == "" {
+		return askLocal(ctx, p, action, encoded, nil, frame)
+	}
+	return askNode(ctx, p, node, action, encoded, frame)
+}
+
+// askStatus asks for one service.
+func askStatus(ctx context.Context, p paths, node, name string) (serviceData, error) {
+	var data struct {
+		Monitor struct{ Services map[string]serviceData }
+	}
+	err := ask(ctx, p, node, "daemon_status", map[string]any{"svcname": name}, dataOf(&data))
+	return data.Monitor.Services[name], err
+}
+
+func bindServiceStatus(flags *flag.FlagSet) body {
+	service, format := serviceFlag(flags), formatFlag(flags, "human", "json")
+	node := flags.String("node", "", "ask the daemon of node `N`")
+	return func(ctx context.Context, p paths, _ []string) error {
+		name, err := service()
+		f, formatErr := format()
+		if err := errors.Join(err, formatErr); err != nil {
+			return err
+		}
+		data, err := askStatus(ctx, p, *node, name)
+		switch {
+		case err != nil:
+			return err
+		case f == "json":
+			return printJSON(mustJSON(data))
+		}
+		showService(os.Stdout, data)
+		return nil
+	}
+}
+
+// orders are the commands that ask the monitor for something: the expect, and
+// when it is reached.
+var orders = map[string]struct {
+	expect  string
+	reached func(i instanceData) bool
+}{
+	"start":   {"started", func(i instanceData) bool { return i.Avail == statusUp }},
+	"restart": {"restarted", func(i instanceData) bool { return i.Avail == statusUp }},
+	"stop":    {"stopped", instanceData.isDown},
+	"freeze":  {"frozen", func(i instanceData) bool { return i.Frozen }},
+	"thaw":    {"thawed", func(i instanceData) bool { return !i.Frozen }},
+	"abort":   {"aborted", func(instanceData) bool { return true }},
+}
+
+// isDown tells whether nothing of the instance runs.
+func (i instanceData) isDown() bool {
+	for _, r := range i.Resources {
+		if r.Status != statusDown && r.Status != statusNA {
+			return false
+		}
+	}
+	return true
+}
+
+func bindOrder(word string) func(*flag.FlagSet) body {
+	return func(flags *flag.FlagSet) body {
+		service := serviceFlag(flags)
+		node := flags.String("node", "", "order the instance on node `N`")
+		local := false
+		if word != "abort" {
+			flags.BoolVar(&local, "local", false, "only the instance on this node; changes no frozen flag by itself")
+		}
+		var rids []string
+		if word == "start" || word == "stop" || word == "restart" {
+			flags.Func("rid", "only the resource `RID`; may be repeated", func(rid string) error {
+				rids = append(rids, rid)
+				return nil
+			})
+		}
+		var wait waitFlag
+		flags.Var(&wait, "wait", "show what happens until it is done; exit 1 if it fails, 2 after `D` (default 5m)")
+		return func(ctx context.Context, p paths, _ []string) error {
+			name, err := service()
+			if err != nil {
+				return err
+			}
+			w := waiter{paths: p, node: *node, name: name}
+			options := map[string]any{"svcname": name, "global_expect": orders[word].expect}
+			if local || rids != nil || *node != "" {
+				delete(options, "global_expect")
+				options["local_expect"] = orders[word].expect
+			}
+			if rids != nil {
+				options["rid"] = rids
+			}
+			send := func(ctx context.Context) error {
+				return ask(ctx, p, *node, "set_service_monitor", options, discard)
+			}
+			if wait == 0 {
+				return send(ctx)
+			}
+			return w.wait(ctx, time.Duration(wait), word, rids, send)
+		}
+	}
+}
+
+// waitFlag is --wait, alone or with a duration.
+type waitFlag time.Duration
+
+func (w *waitFlag) String() string   { return "" }
+func (w *waitFlag) IsBoolFlag() bool { return true }
+func (w *waitFlag) Set(text string) error {
+	if text == "true" {
+		text = "5m"
+	}
+	d, err := parseDuration(text)
+	if err == nil {
+		*w = waitFlag(d.(time.Duration))
+	}
+	return err
+}
+
+// waiter waits for an order to be carried out.
+type waiter struct {
+	paths paths
+	node  string // asked; this one if empty
+	name  string
+}
+
+// wait shows the service's log from before the order is sent until it is
+// reached, or has failed, or the time is up.
+func (w waiter) wait(ctx context.Context, within time.Duration, word string, rids []string, send func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("%s of %s is not done after %s; it goes on: svcmgr -s %s print status", word, w.name, within, w.name))
+	defer cancel()
+	lines := make(chan []string)
+	go w.follow(ctx, lines)
+	select { // until the log is followed
+	case <-lines:
+	case <-ctx.Done():
+		return exitError{exitTimeout, context.Cause(ctx)}
+	}
+	if err := send(ctx); err != nil {
+		return err
+	}
+	look := time.NewTicker(waitPause)
+	defer look.Stop()
+	for {
+		done, err := w.done(ctx, word, rids)
+		for { // what was said about it
+			select {
+			case news := <-lines:
+				for _, line := range news {
+					fmt.Println(line)
+				}
+				continue
+			case <-time.After(lastLines):
+			}
+			break
+		}
+		switch {
+		case ctx.Err() != nil:
+			return exitError{exitTimeout, context.Cause(ctx)}
+		case done:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case news := <-lines:
+			for _, line := range news {
+				fmt.Println(line)
+			}
+		case <-look.C:
+		}
+	}
+}
+
+// done tells whether the order is carried out, or has failed.
+func (w waiter) done(ctx context.Context, word string, rids []string) (bool, error) {
+	data, err := askStatus(ctx, w.paths, w.node, w.name)
+	if err != nil || len(data.Instances) == 0 {
+		return false, nil // the daemon may be restarting; the time is bounded
+	}
+	for node, i := range data.Instances {
+		switch m := i.Monitor; {
+		case m.Status.failed():
+			return true, fmt.Errorf("%s is in state %q on %s: %s", w.name, m.Status, node, m.Why)
+		case m.Status != stateIdle || m.Wanted != "":
+			return false, nil
+		case rids != nil:
+			for _, rid := range rids {
+				if up := i.Resources[rid].Status == statusUp; up != (word != "stop") {
+					return true, fmt.Errorf("%s of %s is %s on %s: %s", rid, w.name, i.Resources[rid].Status, node, i.Resources[rid].Log)
+				}
+			}
+		case !orders[word].reached(i):
+			return true, fmt.Errorf("%s is %s on %s: %s", w.name, i.Avail, node, m.Why)
+		}
+	}
+	return true, nil
+}
+
+// follow sends the lines of the service's log; first an empty batch, when it
+// follows.
+func (w waiter) follow(ctx context.Context, lines chan<- []string) {
+	_ = ask(ctx, w.paths, w.node, "service_logs", map[string]any{"svcname": w.name, "backlog": 0, "follow": true}, func(_ []byte, r replyJSON) error {
+		var batch struct{ Lines []string }
+		if r.Status != 0 {
+			return replyError(r.Error)
+		}
+		if err := json.Unmarshal(r.Data, &batch); err != nil {
+			return err
+		}
+		select {
+		case lines <- batch.Lines:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+}
+
+func bindClear(flags *flag.FlagSet) body {
+	service := serviceFlag(flags)
+	node := flags.String("node", "", "on node `N`")
+	return func(ctx context.Context, p paths, _ []string) error {
+		name, err := service()
+		if err != nil {
+			return err
+		}
+		return ask(ctx, p, *node, "clear", map[string]any{"svcname": name}, discard)
+	}
+}
+
+// bindNodeFlag is nodemgr freeze and thaw.
+func bindNodeFlag(expect string) func(*flag.FlagSet) body {
+	return func(flags *flag.FlagSet) body {
+		local := flags.Bool("local", false, "only this node")
+		return func(ctx context.Context, p paths, _ []string) error {
+			scope := "global_expect"
+			if *local {
+				scope = "local_expect"
+			}
+			return ask(ctx, p, "", "set_node_monitor", map[string]any{scope: expect}, discard)
+		}
+	}
+}
+
+// showService draws the tree of `svcmgr print status`.
+func showService(out io.Writer, s serviceData) {
+	frozen := ""
+	if s.Frozen != "thawed" && s.Frozen != "n/a" {
+		frozen = "  " + s.Frozen
+	}
+	fmt.Fprintf(out, "%s  %s%s\n", s.Svcname, s.Overall, frozen)
+	var attention []string
+	if s.Config.Error != "" {
+		attention = append(attention, "The file on disk is not used:\n  "+strings.ReplaceAll(s.Config.Error, "\n", "\n  ")+"\n  Mend it: svcmgr -s "+s.Svcname+" edit config")
+	}
+	for n, node := range s.Nodes {
+		stem, branch := "|  ", "|- "
+		if n == len(s.Nodes)-1 {
+			stem, branch = "   ", "`- "
+		}
+		i, known := s.Instances[node]
+		if !known {
+			fmt.Fprintf(out, "%s%s  not known here\n", branch, node)
+			continue
+		}
+		fmt.Fprintf(out, "%s%s  %s\n", branch, node, strings.Join(i.words(), ", "))
+		table(out, i.rows(stem))
+		if i.Monitor.Why != "" {
+			attention = append(attention, node+": "+string(i.Monitor.Status)+": "+i.Monitor.Why)
+		}
+		if i.Monitor.Status.failed() {
+			attention = append(attention, fmt.Sprintf("When that is mended: svcmgr -s %s clear", s.Svcname))
+		}
+	}
+	for _, line := range attention {
+		fmt.Fprintln(out, "! "+line)
+	}
+}
+
+// words tell the state of an instance.
+func (i instanceData) words() []string {
+	words := []string{string(i.Avail)}
+	if i.Overall != i.Avail {
+		words = append(words, "overall "+string(i.Overall))
+	}
+	words = append(words, string(i.Monitor.Status))
+	if i.Frozen {
+		words = append(words, "frozen")
+	}
+	for _, of := range []struct {
+		name  string
+		value nullable
+	}{{"local_expect", i.Monitor.LocalExpect}, {"global_expect", i.Monitor.GlobalExpect}, {"next", i.Monitor.Wanted}} {
+		if of.value != "" {
+			words = append(words, of.name+" "+string(of.value))
+		}
+	}
+	return words
+}
+
+// rows are the resources in their order; what is not up is marked.
+func (i instanceData) rows(stem string) (rows [][]string) {
+	for n, rid := range i.Rids {
+		r := i.Resources[rid]
+		branch, mark := "|- ", " "
+		if n == len(i.Rids)-1 {
+			branch = "`- "
+		}
+		if r.Status != statusUp && !r.Disable && i.Overall != statusDown {
+			mark = "!"
+		}
+		detail := r.Type
+		for _, flag := range []struct {
+			set  bool
+			name string
+		}{{r.Optional, "optional"}, {r.Monitor, "monitored"}, {r.Restarts != "", "restarted " + r.Restarts}} {
+			if flag.set {
+				detail += ", " + flag.name
+			}
+		}
+		if r.Log != "" {
+			detail += ": " + r.Log
+		}
+		rows = append(rows, []string{stem + branch + rid, mark + string(r.Status), detail})
+	}
+	return rows
 }

@@ -1,0 +1,602 @@
+// instance.go: a service on this node, and what is done to it: actions over
+// its resources in their order, with rollback, and the commands that these
+// take. One action at a time, under a lock that other processes respect. What
+// is being done is written down before it is done, so that the next daemon can
+// settle what a crash cut off. It decides nothing: monitor.go does.
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	mathrand "math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// instance is a service on this node.
+type instance struct {
+	paths   paths
+	node    string
+	watch   *watcher
+	log     func(level slog.Level, rid, text string)
+	seen    func(rid string, s status, note string) // a resource's state was seen
+	jobs    *sync.WaitGroup                         // of what outlives a call
+	ctx     context.Context                         // of these jobs
+	actions chan struct{}                           // a place for each action on this node
+	checks  chan struct{}                           // and for each check
+	acting  chan struct{}                           // one place
+
+	mu       sync.Mutex
+	service  *service
+	round    int // of actions: a check that was overtaken by one says nothing
+	programs map[string]*program
+	ends     map[string]string // how a program that was there ended
+	outputs  map[string]*output
+	logged   map[string]int64 // how far an earlier daemon logged them
+	done     journalEntry
+}
+
+// journalEntry is what is being done. It is kept in OSVCRUN: a machine that
+// boots has nothing to settle.
+type journalEntry struct {
+	Boot    string   `json:"boot"`
+	Verb    verb     `json:"verb"`
+	Rids    []string `json:"rids"`              // of start: what it began, in that order
+	Command string   `json:"command,omitempty"` // the id of the command that runs
+}
+
+func (p paths) instanceRun(service string) string {
+	return filepath.Join(p.run, "services", service)
+}
+func (p paths) instanceLib(service string) string {
+	return filepath.Join(p.lib, "services", service)
+}
+func (in *instance) journalPath() string {
+	return filepath.Join(in.paths.instanceRun(in.name()), "action")
+}
+
+func (in *instance) spec() *service {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.service
+}
+
+func (in *instance) name() string { return in.spec().name }
+
+// stopError says that it was the stop that failed.
+type stopError struct{ error }
+
+func (e stopError) Unwrap() error { return e.error }
+
+// perform does an order. Its error is a stopError where something does not
+// stop.
+func (in *instance) perform(ctx context.Context, o order) error {
+	select {
+	case in.acting <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-in.acting }()
+	held, err := in.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer held.unlock()
+	select {
+	case in.actions <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { <-in.actions }()
+	s := in.spec()
+	in.mu.Lock()
+	in.round++
+	in.mu.Unlock()
+	begun := time.Now()
+	in.log(slog.LevelInfo, "", in.describe(o))
+	if o.Verb != verbStart {
+		err = in.stop(ctx, s, o.Rids)
+	}
+	if err == nil && o.Verb != verbStop {
+		err = in.start(ctx, s, o.Rids)
+	}
+	if ctx.Err() != nil && in.ctx.Err() != nil {
+		return context.Cause(ctx) // the daemon ends: the journal stays for the next one
+	}
+	if err := in.forget(); err != nil {
+		in.log(slog.LevelWarn, "", err.Error())
+	}
+	took := time.Since(begun).Round(time.Millisecond)
+	if err != nil {
+		in.log(slog.LevelError, "", fmt.Sprintf("%s failed after %s: %v", in.describe(o), took, err))
+		return err
+	}
+	in.log(slog.LevelInfo, "", fmt.Sprintf("%s: done in %s", in.describe(o), took))
+	return nil
+}
+
+func (in *instance) describe(o order) string {
+	if o.Rids == nil {
+		return string(o.Verb)
+	}
+	return string(o.Verb) + " " + strings.Join(o.Rids, " ")
+}
+
+var errCancelled = errors.New("cancelled by a later order")
+
+// lock keeps other processes from acting on this instance.
+func (in *instance) lock(ctx context.Context) (fileLock, error) {
+	for {
+		held, err := tryLock(filepath.Join(in.paths.instanceRun(in.name()), "lock"))
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return held, err
+		}
+		select {
+		case <-ctx.Done():
+			return held, fmt.Errorf("another process acts on this instance: %w", context.Cause(ctx))
+		case <-time.After(lockPause):
+		}
+	}
+}
+
+func (in *instance) selected(s *service, rids []string) (resources []*resource) {
+	for _, r := range s.resources {
+		if !r.disable && (rids == nil || slices.Contains(rids, r.rid)) {
+			resources = append(resources, r)
+		}
+	}
+	return resources
+}
+
+// start starts what is not up, in the file's order. If one fails that is not
+// optional, what was started is stopped again.
+func (in *instance) start(ctx context.Context, s *service, rids []string) error {
+	var began []*resource
+	for _, r := range in.selected(s, rids) {
+		if state, note := drivers[r.kind].check(ctx, in, r); state == statusUp {
+			in.tell(r, state, note)
+			continue
+		}
+		began = append(began, r)
+		if err := in.write(verbStart, began); err != nil {
+			return errors.Join(err, in.rollBack(s, began[:len(began)-1]))
+		}
+		begun := time.Now()
+		err := drivers[r.kind].start(ctx, in, r)
+		if err == nil {
+			if r.exec == nil || r.check != nil { // a program is told of when it starts
+				in.tell(r, statusUp, "")
+			}
+			in.log(slog.LevelInfo, r.rid, "started in "+time.Since(begun).Round(time.Millisecond).String())
+			continue
+		}
+		in.log(slog.LevelError, r.rid, "not started: "+err.Error())
+		if in.ctx.Err() != nil {
+			return err // settled by the next daemon
+		}
+		if r.optional && ctx.Err() == nil {
+			began = began[:len(began)-1]
+			in.stopOne(in.ctx, r)
+			in.tell(r, statusDown, "not started: "+err.Error())
+			continue
+		}
+		err = fmt.Errorf("%s: %w", r.rid, err)
+		if failure := in.rollBack(s, began); failure != nil {
+			return fmt.Errorf("%w; and then, of what had been started: %w", err, failure)
+		}
+		in.tell(r, statusDown, "not started: "+err.Error())
+		return err
+	}
+	return nil
+}
+
+// rollBack stops what a start began. It is not cancelled with it.
+func (in *instance) rollBack(s *service, began []*resource) error {
+	if len(began) == 0 {
+		return nil
+	}
+	in.log(slog.LevelInfo, "", "rolling back")
+	var rids []string
+	for _, r := range began {
+		rids = append(rids, r.rid)
+	}
+	return in.stop(in.ctx, s, rids)
+}
+
+// stop stops in the reverse of the file's order. One that does not stop does
+// not keep the others up.
+func (in *instance) stop(ctx context.Context, s *service, rids []string) error {
+	var failures []error
+	selected := in.selected(s, rids)
+	if err := in.write(verbStop, selected); err != nil {
+		return stopError{err}
+	}
+	for _, r := range slices.Backward(selected) {
+		if err := in.stopOne(ctx, r); err != nil {
+			failures = append(failures, fmt.Errorf("%s: %w", r.rid, err))
+		}
+	}
+	if failures == nil {
+		return nil
+	}
+	return stopError{errors.Join(failures...)}
+}
+
+func (in *instance) stopOne(ctx context.Context, r *resource) error {
+	begun := time.Now()
+	if err := drivers[r.kind].stop(ctx, in, r); err != nil {
+		in.log(slog.LevelError, r.rid, "not stopped: "+err.Error())
+		state, _ := drivers[r.kind].check(ctx, in, r)
+		in.tell(r, state, "not stopped: "+err.Error())
+		return err
+	}
+	in.tell(r, statusDown, "")
+	in.log(slog.LevelInfo, r.rid, "stopped in "+time.Since(begun).Round(time.Millisecond).String())
+	return nil
+}
+
+func (in *instance) tell(r *resource, s status, note string) { in.seen(r.rid, s, note) }
+
+// check looks at a resource and tells its state, unless an action goes on,
+// which knows better.
+func (in *instance) check(ctx context.Context, rid string) {
+	in.mu.Lock()
+	r, round, acting := in.service.resource(rid), in.round, len(in.acting) > 0
+	in.mu.Unlock()
+	if r == nil || acting {
+		return
+	}
+	if r.exec == nil || r.check != nil {
+		select {
+		case in.checks <- struct{}{}:
+			defer func() { <-in.checks }()
+		case <-ctx.Done():
+			return
+		}
+	}
+	state, note := drivers[r.kind].check(ctx, in, r)
+	in.mu.Lock()
+	overtaken := in.round != round
+	in.mu.Unlock()
+	if !overtaken && ctx.Err() == nil {
+		in.tell(r, state, note)
+	}
+}
+
+// write notes down what is about to be done.
+func (in *instance) write(v verb, resources []*resource) error {
+	e := journalEntry{Boot: bootID(), Verb: v}
+	for _, r := range resources {
+		e.Rids = append(e.Rids, r.rid)
+	}
+	return in.note(e)
+}
+
+func (in *instance) note(e journalEntry) error {
+	in.mu.Lock()
+	in.done = e
+	in.mu.Unlock()
+	data, err := json.Marshal(e)
+	if err == nil {
+		err = replaceFile(in.journalPath(), data)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot note what is being done: %w", err)
+	}
+	return nil
+}
+
+// noteCommand adds the command that is about to run to what is being done.
+func (in *instance) noteCommand(id string) error {
+	in.mu.Lock()
+	e := in.done
+	in.mu.Unlock()
+	e.Command = id
+	return in.note(e)
+}
+
+func (in *instance) forget() error {
+	if err := os.Remove(in.journalPath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("cannot note what was done: %w", err)
+	}
+	return nil
+}
+
+// begin takes up what an earlier daemon left running, and settles what it left
+// in the middle.
+func (in *instance) begin() error {
+	for _, r := range in.spec().resources {
+		if r.exec != nil {
+			in.takeUp(r.rid)
+		}
+		if _, err := os.Stat(in.outputPath(r.rid)); err == nil {
+			if _, err := in.output(r.rid); err != nil {
+				in.log(slog.LevelWarn, r.rid, err.Error())
+			}
+		}
+	}
+	return in.settle(in.ctx)
+}
+
+// watchAll checks each resource now and then, until ctx ends.
+func (in *instance) watchAll(ctx context.Context) {
+	var loops sync.WaitGroup
+	defer loops.Wait()
+	for _, r := range in.spec().resources {
+		if r.disable {
+			continue
+		}
+		loops.Go(func() {
+			// At different moments: a hundred checks at once are a load.
+			for wait := time.Duration(mathrand.Int64N(int64(r.checkInterval))) + 1; ; wait = r.checkInterval {
+				in.check(ctx, r.rid)
+				if r.exec != nil && r.check == nil {
+					return // its end is seen at once
+				}
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(wait):
+				}
+			}
+		})
+	}
+}
+
+// settle ends what an earlier daemon left in the middle: its command is
+// killed, and what it began to start, or to stop, is stopped.
+func (in *instance) settle(ctx context.Context) error {
+	data, _, err := readRegular(in.journalPath(), 1<<20)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	var e journalEntry
+	if err == nil {
+		err = json.Unmarshal(data, &e)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot tell what an earlier daemon was doing: %w", err), in.forget())
+	}
+	if e.Boot != bootID() {
+		return in.forget()
+	}
+	in.log(slog.LevelWarn, "", fmt.Sprintf("an earlier daemon was cut off at %s of %s; what it began is stopped", e.Verb, strings.Join(e.Rids, " ")))
+	if e.Command != "" {
+		killMarked(e.Command)
+	}
+	held, err := in.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer held.unlock()
+	in.acting <- struct{}{}
+	defer func() { <-in.acting }()
+	if err = in.stop(ctx, in.spec(), e.Rids); err == nil {
+		err = in.forget()
+	}
+	return err
+}
+
+// resourceCommand is one run of a program for a resource.
+type resourceCommand struct {
+	argv    []string
+	env     []string      // beside what every command gets
+	timeout time.Duration // after which it is killed, with all that it started
+	quiet   bool          // a check: what it prints is not logged
+}
+
+// commandResult is how a command ended by itself.
+type commandResult struct {
+	exit   int
+	output string // the first commandOutput bytes of stdout and stderr
+}
+
+// run runs a command in a session of its own. Its output goes to the
+// resource's file, not to a pipe: what it leaves running may go on writing
+// there when it, or the daemon, has ended. An error tells that it could not be
+// run, was ended by a signal, or did not end in time.
+func (in *instance) run(ctx context.Context, r *resource, c resourceCommand) (commandResult, error) {
+	id := rand.Text()
+	var sink io.Writer
+	var printed func() string
+	if c.quiet {
+		buffer := &boundedBuffer{limit: commandOutput}
+		sink, printed = buffer, func() string { text, _ := buffer.text(); return text }
+	} else {
+		out, err := in.output(r.rid)
+		if err == nil {
+			err = in.noteCommand(id)
+		}
+		if err != nil {
+			return commandResult{}, err
+		}
+		out.begin()
+		sink, printed = out.f, out.end
+	}
+	cmd, err := in.launch(r, c, id, sink)
+	if err != nil {
+		printed()
+		return commandResult{}, err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("did not end within %s and was killed", c.timeout))
+	defer cancel()
+	late := waitProcess(ctx, cmd.Process.Pid)
+	if late != nil && !endSession(cmd, id) {
+		printed()
+		return commandResult{}, fmt.Errorf("%s %w, but it hangs in the kernel", c.argv[0], late)
+	}
+	err = waitChild(cmd)
+	result := commandResult{cmd.ProcessState.ExitCode(), printed()}
+	switch {
+	case late != nil:
+		return result, fmt.Errorf("%s %w%s", c.argv[0], late, lastLine(result.output))
+	case err != nil && result.exit < 0:
+		return result, fmt.Errorf("%s was ended by a signal: %w", c.argv[0], err)
+	}
+	return result, nil
+}
+
+// endSession kills a command with all that it started, and tells whether it
+// has ended. One that hangs in the kernel is reaped whenever that ends.
+func endSession(cmd *exec.Cmd, id string) bool {
+	unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // not reaped: the number is its own
+	killMarked(id)
+	killed, cancel := context.WithTimeout(context.Background(), killDelay)
+	defer cancel()
+	if waitProcess(killed, cmd.Process.Pid) != nil {
+		go waitChild(cmd)
+		return false
+	}
+	return true
+}
+
+// launch starts a program for a resource in a session of its own. id marks it
+// and its descendants for killMarked.
+func (in *instance) launch(r *resource, c resourceCommand, id string, out io.Writer) (*exec.Cmd, error) {
+	cmd := exec.Command(c.argv[0], c.argv[1:]...)
+	cmd.Env = append(append(in.environment(r), c.env...), marker+id)
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.WaitDelay = outputDelay
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := startChild(cmd); err != nil {
+		return nil, fmt.Errorf("cannot run %s: %w", c.argv[0], err)
+	}
+	// The kernel shall not spare a service because it spares the daemon.
+	os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid), []byte("0"), 0)
+	return cmd, nil
+}
+
+// environment is what a command of a resource gets: the path, the folders,
+// who it is for, and nothing else of the daemon's own.
+func (in *instance) environment(r *resource) []string {
+	path := os.Getenv("PATH")
+	for _, dir := range []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"} {
+		if !slices.Contains(filepath.SplitList(path), dir) {
+			path = strings.TrimPrefix(path+":"+dir, ":")
+		}
+	}
+	env := []string{
+		"PATH=" + path, "OSVCETC=" + in.paths.etc, "OSVCVAR=" + in.paths.lib, "OSVCLOG=" + in.paths.log, "OSVCRUN=" + in.paths.run,
+		"OSVC_SVCNAME=" + in.name(), "OSVC_RID=" + r.rid, "OSVC_NODENAME=" + in.node,
+	}
+	for _, name := range []string{"HOME", "LANG", "TZ", "OCF_ROOT"} {
+		if value, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+value)
+		}
+	}
+	return env
+}
+
+// timeoutOf is how long a verb may take; otherwise is what the driver knows,
+// or 0.
+func (r *resource) timeoutOf(v verb, otherwise time.Duration) time.Duration {
+	own := map[verb]time.Duration{verbStart: r.startTimeout, verbStop: r.stopTimeout}[v]
+	for _, d := range []time.Duration{own, r.timeout, otherwise} {
+		if d > 0 {
+			return d
+		}
+	}
+	return defaultTimeout
+}
+
+// frozen tells whether the flag file is there: a service's, or the node's.
+func (p paths) frozenFlag(service string) string {
+	if service == "" {
+		return filepath.Join(p.lib, "frozen")
+	}
+	return filepath.Join(p.instanceLib(service), "frozen")
+}
+
+func isFrozen(p paths, service string) bool {
+	_, err := os.Stat(p.frozenFlag(service))
+	return err == nil
+}
+
+// setFrozen writes or removes the flag, to last over a crash of the machine.
+func setFrozen(p paths, service string, frozen bool) error {
+	path := p.frozenFlag(service)
+	if frozen {
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			return fmt.Errorf("cannot freeze: %w", err)
+		}
+		return writeFile(path, fmt.Appendln(nil, time.Now().UTC().Format(time.RFC3339)), 0o600)
+	}
+	if err := os.Remove(path); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("cannot thaw: %w", err)
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// bootID tells this boot of the machine from others.
+var bootID = sync.OnceValue(func() string {
+	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // without it, all is of one boot
+	return string(bytes.TrimSpace(id))
+})
+
+// keptIntent is what the monitor wants of an instance, and how far its outputs
+// were logged, kept in OSVCRUN as long as the machine runs.
+type keptIntent struct {
+	Boot string `json:"boot"`
+	intent
+	Logged map[string]int64 `json:"logged,omitempty"` // bytes, by rid
+}
+
+func (in *instance) intentPath() string {
+	return filepath.Join(in.paths.instanceRun(in.name()), "intent")
+}
+
+func (in *instance) keepIntent(i intent) error {
+	kept := keptIntent{bootID(), i, map[string]int64{}}
+	in.mu.Lock()
+	for rid, o := range in.outputs {
+		kept.Logged[rid] = o.position()
+	}
+	in.mu.Unlock()
+	data, err := json.Marshal(kept)
+	if err == nil {
+		err = replaceFile(in.intentPath(), data)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot keep what is wanted: %w", err)
+	}
+	return nil
+}
+
+// readIntent returns what an earlier daemon kept in this boot.
+func (in *instance) readIntent() (intent, error) {
+	data, _, err := readRegular(in.intentPath(), 1<<20)
+	if errors.Is(err, os.ErrNotExist) {
+		return intent{}, nil
+	}
+	var kept keptIntent
+	if err == nil {
+		err = json.Unmarshal(data, &kept)
+	}
+	if err != nil {
+		return intent{}, fmt.Errorf("what an earlier daemon wanted cannot be read: %w", err)
+	}
+	if kept.Boot != bootID() {
+		return intent{}, nil
+	}
+	in.logged = kept.Logged
+	return kept.intent, nil
+}

@@ -1,0 +1,569 @@
+// monitor.go: the decisions. The core is a state machine behind one door,
+// step(now, event) → effects: no clock, network, file, lock, goroutine or log,
+// and no map order that shows in an effect, so that the same events give the
+// same effects, always (layout_test.go). The shell (shell.go) feeds it what
+// happens and does what it says.
+//
+// The state of an instance, as the service monitor shows it:
+//
+//	        order, or orchestrate        ok
+//	idle ──────────▶ starting, stopping, restarting ──▶ idle
+//	 ▲                        │ not ok
+//	 │         clear          ▼
+//	 └──────────── start failed, stop failed     (nothing is done by itself)
+//
+// Freezing and thawing are the writes of the flag, on the way to another state.
+
+package main
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// monitorState is the status of a service monitor or of the node monitor.
+type monitorState string
+
+const (
+	stateIdle        monitorState = "idle"
+	stateStarting    monitorState = "starting"
+	stateStartFailed monitorState = "start failed"
+	stateStopping    monitorState = "stopping"
+	stateStopFailed  monitorState = "stop failed"
+	stateRestarting  monitorState = "restarting"
+	stateFreezing    monitorState = "freezing"
+	stateThawing     monitorState = "thawing"
+)
+
+func (s monitorState) failed() bool { return s == stateStartFailed || s == stateStopFailed }
+
+// verb is what is done to an instance or to some of its resources.
+type verb string
+
+const (
+	verbStart   verb = "start"
+	verbStop    verb = "stop"
+	verbRestart verb = "restart" // stop, then start
+)
+
+// doing is the state while a verb is done.
+var doing = map[verb]monitorState{verbStart: stateStarting, verbStop: stateStopping, verbRestart: stateRestarting}
+
+// Expects: what an instance or a service shall become. The empty one is unset.
+const (
+	expectStarted = "started"
+	expectStopped = "stopped"
+)
+
+// restartsForgotten is how long a resource is up until its earlier restarts
+// do not count any more.
+const restartsForgotten = 5 * time.Minute
+
+// core holds what this node knows and wants. Its maps are by name; what is
+// sent out goes in the order of names.
+type core struct {
+	node     string
+	frozen   bool         // the node's flag
+	state    monitorState // of the node monitor
+	ending   bool         // daemon_shutdown: everything is to be stopped
+	services map[string]*monitored
+
+	// Of the present step.
+	now     time.Time
+	effects []effect
+}
+
+func newCore(node string) *core {
+	return &core{node: node, state: stateIdle, services: map[string]*monitored{}}
+}
+
+// monitored is an instance as the core sees it.
+type monitored struct {
+	spec      *service
+	probed    bool // every resource was looked at since the daemon's start
+	frozen    bool
+	state     monitorState
+	changed   time.Time // of state
+	why       string    // of a failed state; or why a service that should run does not
+	acting    *order    // what is being done
+	cancelled bool
+	flag      string // "frozen", "thawed": the flag is to become so, before wanted
+	resources map[string]*monitoredResource
+	intent
+}
+
+// intent is what shall outlive the daemon, but not the machine's next boot.
+type intent struct {
+	Wanted *order `json:"wanted,omitempty"` // ordered, not begun yet, or cut off
+
+	LocalExpect  string              `json:"local_expect,omitempty"`
+	GlobalExpect string              `json:"global_expect,omitempty"`
+	Failed       monitorState        `json:"failed,omitempty"`
+	FailedWhy    string              `json:"failed_why,omitempty"`
+	Restarts     map[string]restarts `json:"restarts,omitempty"` // by rid
+}
+
+// restarts of one resource.
+type restarts struct {
+	Count  int       `json:"count"`
+	Last   time.Time `json:"last,omitzero"`
+	GaveUp string    `json:"gave_up,omitempty"` // why it is left down
+}
+
+type monitoredResource struct {
+	status status
+	note   string    // why it is not up
+	since  time.Time // of status
+}
+
+// order is something to do. Without rids it is for the whole instance.
+type order struct {
+	Verb   verb     `json:"verb"`
+	Rids   []string `json:"rids,omitempty"`
+	ByHand bool     `json:"by_hand,omitempty"`
+}
+
+// event is what happened; apply takes it in, and returns the instance that it
+// is about, nil for all.
+type event interface {
+	apply(c *core) *monitored
+}
+
+// effect is what the shell shall do.
+type effect interface{}
+
+type (
+	// actEffect: do the order; doneEvent tells how it ended.
+	actEffect struct {
+		service string
+		order   order
+	}
+	// cancelEffect: end what is being done.
+	cancelEffect struct{ service string }
+	// flagEffect: write the frozen flag of a service, or of the node where
+	// service is empty; flagEvent tells how it ended.
+	flagEffect struct {
+		service string
+		frozen  bool
+	}
+	// transitionEffect is for the log, and for who waits.
+	transitionEffect struct {
+		service  string
+		from, to string
+		why      string
+	}
+	// saveEffect: keep the intent.
+	saveEffect struct {
+		service string
+		intent  intent
+	}
+	// wakeEffect: a tick is wanted at that time.
+	wakeEffect struct{ at time.Time }
+	// refuseEffect answers an order that cannot be taken.
+	refuseEffect struct{ err error }
+)
+
+type (
+	// serviceEvent: a service is there, or its file changed, or is gone (spec
+	// nil). found is what an earlier daemon left.
+	serviceEvent struct {
+		name   string
+		spec   *service
+		frozen bool
+		found  intent
+	}
+	// statusEvent: a resource was seen in a state.
+	statusEvent struct {
+		service, rid string
+		status       status
+		note         string
+	}
+	// doneEvent: an order was done, or failed with err at its part to stop or
+	// to start.
+	doneEvent struct {
+		service string
+		part    verb
+		err     error
+	}
+	// flagEvent: a frozen flag was written, or not.
+	flagEvent struct {
+		service string // empty: the node's
+		frozen  bool
+		err     error
+	}
+	// failedEvent: what a crash cut off does not stop.
+	failedEvent struct{ service, why string }
+	// tickEvent: time passed.
+	tickEvent struct{}
+)
+
+// step is the only way in.
+func (c *core) step(now time.Time, e event) []effect {
+	c.now, c.effects = now, nil
+	if s := e.apply(c); s != nil {
+		c.decide(s)
+	} else {
+		for _, name := range slices.Sorted(maps.Keys(c.services)) {
+			c.decide(c.services[name])
+		}
+	}
+	return c.effects
+}
+
+func (c *core) send(e effect) { c.effects = append(c.effects, e) }
+
+func (e serviceEvent) apply(c *core) *monitored {
+	s := c.services[e.name]
+	if e.spec == nil {
+		delete(c.services, e.name)
+		return nil
+	}
+	if s == nil {
+		s = &monitored{state: stateIdle, changed: c.now, frozen: e.frozen, intent: e.found}
+		if e.found.Failed != "" {
+			s.state, s.why = e.found.Failed, e.found.FailedWhy
+		}
+		c.services[e.name] = s
+	}
+	s.spec = e.spec
+	known := s.resources
+	s.resources = map[string]*monitoredResource{}
+	for _, r := range e.spec.resources {
+		s.resources[r.rid] = known[r.rid]
+		if s.resources[r.rid] == nil {
+			s.resources[r.rid] = &monitoredResource{status: statusUndef}
+			s.probed = s.probed && r.disable
+		}
+	}
+	s.look()
+	return s
+}
+
+// look sets probed once every resource is known.
+func (s *monitored) look() {
+	s.probed = s.probed || !slices.ContainsFunc(s.spec.resources, func(r *resource) bool {
+		return !r.disable && s.resources[r.rid].since.IsZero()
+	})
+}
+
+func (e statusEvent) apply(c *core) *monitored {
+	s := c.services[e.service]
+	if s == nil || s.resources[e.rid] == nil {
+		return s
+	}
+	r := s.resources[e.rid]
+	if r.status != e.status || r.since.IsZero() {
+		r.since = c.now
+	}
+	if e.status == statusUp && r.status != statusUp && s.Restarts[e.rid].GaveUp != "" {
+		s.setRestarts(e.rid, func(n *restarts) { n.GaveUp = "" })
+		c.save(s)
+	}
+	r.status, r.note = e.status, e.note
+	s.look()
+	return s
+}
+
+func (e failedEvent) apply(c *core) *monitored {
+	if s := c.services[e.service]; s != nil {
+		s.Wanted = nil
+		c.enter(s, stateStopFailed, e.why)
+		return s
+	}
+	return nil
+}
+
+func (tickEvent) apply(*core) *monitored { return nil }
+
+// enter changes the state and says so.
+func (c *core) enter(s *monitored, state monitorState, why string) {
+	if s.state != state || why != "" {
+		c.send(transitionEffect{s.spec.name, string(s.state), string(state), why})
+	}
+	if s.state != state {
+		s.changed = c.now
+	}
+	s.state, s.why = state, why
+	switch {
+	case state.failed():
+		s.Failed, s.FailedWhy = state, why
+	case state != stateFreezing && state != stateThawing: // these come back to it
+		s.Failed, s.FailedWhy = "", ""
+	}
+	c.save(s)
+}
+
+func (c *core) save(s *monitored) {
+	kept := s.intent
+	kept.Restarts = maps.Clone(s.Restarts)
+	switch o := s.acting; {
+	case o == nil || s.Wanted != nil:
+	case o.ByHand || o.Rids == nil:
+		kept.Wanted = o // a daemon that is cut off here leaves it to the next one
+	default: // a restart that is cut off does not count
+		for _, rid := range o.Rids {
+			delete(kept.Restarts, rid)
+		}
+	}
+	c.send(saveEffect{s.spec.name, kept})
+}
+
+func (e doneEvent) apply(c *core) *monitored {
+	s := c.services[e.service]
+	if s == nil || s.acting == nil {
+		return s
+	}
+	did := *s.acting
+	s.acting = nil
+	switch {
+	case s.cancelled:
+		c.enter(s, stateIdle, "")
+	case e.err == nil:
+		if did.Rids == nil && did.Verb != verbStop {
+			s.LocalExpect = expectStarted
+		}
+		c.enter(s, stateIdle, "")
+	case !did.ByHand && did.Rids != nil: // one of the restarts that a resource has
+		c.enter(s, stateIdle, did.Rids[0]+": "+e.err.Error())
+	case e.part == verbStop:
+		c.enter(s, stateStopFailed, e.err.Error())
+	default:
+		if did.Rids == nil {
+			s.LocalExpect = "" // it was rolled back
+		}
+		c.enter(s, stateStartFailed, e.err.Error())
+	}
+	s.cancelled = false
+	return s
+}
+
+// decide looks at one instance and begins what is to be done next.
+func (c *core) decide(s *monitored) {
+	if !s.probed {
+		return
+	}
+	if s.acting != nil {
+		// Who wants it stopped does not wait for a start that hangs.
+		stop := s.Wanted != nil && s.Wanted.Verb == verbStop && s.Wanted.Rids == nil || c.ending
+		if stop && s.acting.Verb != verbStop && !s.cancelled {
+			s.cancelled = true
+			c.send(cancelEffect{s.spec.name})
+		}
+		return
+	}
+	avail, _ := s.status()
+	if s.state == stateFreezing || s.state == stateThawing {
+		return
+	}
+	if s.flag != "" && s.flag != flagState(s.frozen, false) {
+		c.flag(s)
+		return
+	}
+	s.flag = ""
+	switch {
+	case c.ending:
+		if s.down() || s.state == stateStopFailed {
+			return
+		}
+		s.LocalExpect = ""
+		c.act(s, order{Verb: verbStop}, "the daemon shuts down")
+	case s.Wanted != nil:
+		o := *s.Wanted
+		s.Wanted = nil
+		c.begin(s, o, avail)
+	case s.state.failed():
+	case s.LocalExpect == expectStarted:
+		c.recover(s)
+	case avail == statusUp:
+		s.LocalExpect = expectStarted // found up, so it shall be up
+		c.because(s, "")
+		c.save(s)
+	case s.LocalExpect == expectStopped:
+		c.because(s, "stopped by local_expect; to start it: svcmgr -s "+s.spec.name+" start --local")
+	default:
+		c.orchestrate(s)
+	}
+	c.reached(s)
+}
+
+// begin does a person's order, unless there is nothing to do.
+func (c *core) begin(s *monitored, o order, avail status) {
+	if o.Verb == verbStop && o.Rids != nil {
+		for _, rid := range o.Rids {
+			s.setRestarts(rid, func(r *restarts) { r.GaveUp = "stopped by hand" })
+		}
+	} else {
+		// A start by hand begins a new life: old restarts do not count.
+		for _, r := range s.spec.resources {
+			if o.Rids == nil || slices.Contains(o.Rids, r.rid) {
+				delete(s.Restarts, r.rid)
+			}
+		}
+	}
+	_, overall := s.status()
+	switch {
+	case o.Verb == verbStart && o.Rids == nil && avail == statusUp && overall == statusUp, o.Verb == verbStop && o.Rids == nil && s.down() && !s.state.failed():
+		c.because(s, "")
+		c.save(s)
+	default:
+		c.act(s, o, "")
+	}
+}
+
+// act begins an order.
+func (c *core) act(s *monitored, o order, why string) {
+	s.acting, s.cancelled = &o, false
+	c.enter(s, doing[o.Verb], why)
+	c.send(actEffect{s.spec.name, o})
+}
+
+// because keeps why a service that should run does not.
+func (c *core) because(s *monitored, why string) {
+	if s.why != why && !s.state.failed() {
+		s.why = why
+	}
+}
+
+// orchestrate starts by itself what may run here and is down.
+func (c *core) orchestrate(s *monitored) {
+	name := s.spec.name
+	switch {
+	case s.spec.orchestrate == "no":
+		c.because(s, "")
+	case s.spec.orchestrate == "start" && s.spec.nodes[0] != c.node:
+		c.because(s, "orchestrate = start: it starts by itself on "+s.spec.nodes[0]+" only")
+	case c.frozen:
+		c.because(s, "this node is frozen; to start services by itself again: nodemgr thaw --local")
+	case s.frozen:
+		c.because(s, "frozen; to let it start by itself: svcmgr -s "+name+" thaw --local")
+	case len(s.spec.nodes) > 1:
+		c.because(s, "it may run on several nodes, and they cannot agree yet which; to start it here: svcmgr -s "+name+" start --local")
+	case s.unclear() != "":
+		c.because(s, "not started by itself: "+s.unclear())
+	default:
+		c.act(s, order{Verb: verbStart}, "")
+	}
+}
+
+// unclear names a resource of which it is not known whether it runs.
+func (s *monitored) unclear() string {
+	for _, r := range s.spec.resources {
+		if m := s.resources[r.rid]; !r.disable && (m.status == statusWarn || m.status == statusUndef) {
+			return fmt.Sprintf("%s is %s (%s)", r.rid, m.status, m.note)
+		}
+	}
+	return ""
+}
+
+// recover restarts what is down in an instance that shall be up.
+func (c *core) recover(s *monitored) {
+	var down []string
+	var spent *resource
+	for _, r := range s.spec.resources {
+		m, had := s.resources[r.rid], s.Restarts[r.rid]
+		if r.disable || m.status != statusDown || had.GaveUp != "" {
+			continue
+		}
+		if c.frozen || s.frozen {
+			c.because(s, fmt.Sprintf("%s is down, and frozen services are not restarted; to have it restarted: svcmgr -s %s thaw --local", r.rid, s.spec.name))
+			return
+		}
+		if had.Count > 0 && m.since.Sub(had.Last) >= restartsForgotten {
+			had.Count = 0
+		}
+		if had.Count >= r.restart {
+			s.setRestarts(r.rid, func(n *restarts) {
+				n.GaveUp = fmt.Sprintf("restarts used up: %d of %d", had.Count, r.restart)
+			})
+			c.save(s)
+			if r.monitor && spent == nil {
+				spent = r
+			}
+			continue
+		}
+		if next := had.Last.Add(r.restartDelay); had.Count > 0 && next.After(c.now) {
+			c.send(wakeEffect{next})
+			continue
+		}
+		s.setRestarts(r.rid, func(n *restarts) { *n = restarts{Count: had.Count + 1, Last: c.now} })
+		down = append(down, r.rid)
+	}
+	switch {
+	case spent != nil && c.monitorAction(s, spent):
+	case down != nil:
+		c.act(s, order{Verb: verbRestart, Rids: down}, down[0]+" is down: "+s.resources[down[0]].note)
+	default:
+		c.because(s, s.givenUp())
+	}
+}
+
+// givenUp names what is left down.
+func (s *monitored) givenUp() string {
+	var left []string
+	for _, r := range s.spec.resources {
+		if had := s.Restarts[r.rid]; had.GaveUp != "" && s.resources[r.rid].status == statusDown {
+			left = append(left, fmt.Sprintf("%s is down (%s)", r.rid, had.GaveUp))
+		}
+	}
+	if left == nil {
+		return ""
+	}
+	return strings.Join(left, ", ") + "; to try again: svcmgr -s " + s.spec.name + " clear"
+}
+
+func (s *monitored) setRestarts(rid string, change func(*restarts)) {
+	if s.Restarts == nil {
+		s.Restarts = map[string]restarts{}
+	}
+	n := s.Restarts[rid]
+	change(&n)
+	s.Restarts[rid] = n
+}
+
+// monitorAction is done when a monitored resource has used up its restarts.
+// It tells whether anything was done.
+func (c *core) monitorAction(s *monitored, r *resource) bool {
+	switch s.spec.monitorAction {
+	case "freezestop":
+		c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), "monitor_action freezestop: " + r.rid + " stays down"})
+		s.LocalExpect, s.flag, s.Wanted = "", "frozen", &order{Verb: verbStop}
+		c.flag(s)
+		return true
+	case "switch":
+		// The instance would be stopped for another node to start it.
+		c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), "monitor_action switch: " + r.rid + " stays down, and there is no other node that could take over"})
+	}
+	return false
+}
+
+// reached ends a global expect that has come true.
+func (c *core) reached(s *monitored) {
+	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.flag != "" || s.state != stateIdle {
+		return
+	}
+	avail, _ := s.status()
+	if up := s.GlobalExpect == "started" || s.GlobalExpect == "restarted"; !up || avail == statusUp {
+		s.GlobalExpect = ""
+		c.save(s)
+	}
+}
+
+// status adds up the resources. A resource that was left down makes a warning
+// of what would look like an instance that nobody started.
+func (s *monitored) status() (avail, overall status) {
+	avail, overall = instanceStatus(s.spec.resources, func(rid string) status { return s.resources[rid].status })
+	if s.LocalExpect == expectStarted && avail == statusDown && s.givenUp() != "" {
+		avail, overall = statusWarn, statusWarn
+	}
+	return avail, overall
+}
+
+// down tells whether nothing of the instance can be running.
+func (s *monitored) down() bool {
+	return !slices.ContainsFunc(s.spec.resources, func(r *resource) bool {
+		return !r.disable && s.resources[r.rid].status != statusDown && s.resources[r.rid].status != statusNA
+	})
+}

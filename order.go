@@ -1,0 +1,176 @@
+// order.go: what people ask of the monitor: orders to instances and to the
+// node, and the frozen flags that some of them need first. It is a part of the
+// core (monitor.go).
+
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+)
+
+type (
+	// serviceOrder is set_service_monitor. Its texts are empty where nothing is
+	// asked.
+	serviceOrder struct {
+		service      string
+		localExpect  string
+		globalExpect string
+		rids         []string
+		clear        bool // failed states, and with them the counts
+		reset        bool // the counts alone
+	}
+	// nodeOrder is set_node_monitor.
+	nodeOrder struct{ frozen bool }
+	// endEvent is daemon_shutdown, or its end without success.
+	endEvent struct{ ending bool }
+)
+
+// apply takes a person's order. Orders that cannot be taken change nothing.
+func (e serviceOrder) apply(c *core) *monitored {
+	s := c.services[e.service]
+	if s == nil {
+		return nil // the shell knows better, and has said so
+	}
+	if err := e.refused(c, s); err != nil {
+		c.send(refuseEffect{err})
+		return s
+	}
+	if e.clear || e.reset {
+		s.Restarts = nil
+		if e.clear && s.state.failed() {
+			c.enter(s, stateIdle, "")
+		}
+		if e.clear && s.down() && s.LocalExpect == expectStarted {
+			s.LocalExpect = "" // as if it had never run: orchestrate begins anew
+		}
+	}
+	switch e.localExpect {
+	case expectStarted, expectStopped:
+		if e.rids == nil {
+			s.LocalExpect = e.localExpect
+		}
+		s.Wanted = &order{verbStart, e.rids, true}
+		if e.localExpect == expectStopped {
+			s.Wanted.Verb = verbStop
+		}
+	case "frozen", "thawed":
+		s.flag = e.localExpect
+	case "unset":
+		s.LocalExpect, s.Wanted = "", nil
+	case "restarted":
+		if e.rids == nil {
+			s.LocalExpect = expectStarted
+		}
+		s.Wanted = &order{verbRestart, e.rids, true}
+	}
+	c.expectGlobally(s, e.globalExpect)
+	c.save(s)
+	return s
+}
+
+// expectGlobally takes a global expect where this node is the only one.
+func (c *core) expectGlobally(s *monitored, expect string) {
+	switch expect {
+	case "":
+		return
+	case "started":
+		s.flag, s.Wanted, s.LocalExpect = "thawed", &order{Verb: verbStart, ByHand: true}, expectStarted
+	case "stopped", "shutdown":
+		s.flag, s.Wanted, s.LocalExpect = "frozen", &order{Verb: verbStop, ByHand: true}, ""
+	case "restarted":
+		s.Wanted, s.LocalExpect = &order{Verb: verbRestart, ByHand: true}, expectStarted
+	case "frozen", "thawed":
+		s.flag = expect
+	case "aborted", "unset":
+		s.flag, s.Wanted, expect = "", nil, ""
+	}
+	s.GlobalExpect = expect
+}
+
+// refused tells why an order cannot be taken, and what to do first.
+func (e serviceOrder) refused(c *core, s *monitored) error {
+	name := s.spec.name
+	starts := e.localExpect == expectStarted || e.localExpect == "restarted" || e.globalExpect == "started" || e.globalExpect == "restarted"
+	for _, rid := range e.rids {
+		switch r := s.spec.resource(rid); {
+		case r == nil:
+			var known []string
+			for _, r := range s.spec.resources {
+				known = append(known, r.rid)
+			}
+			return fmt.Errorf("%s has no resource %q; it has %s", name, rid, strings.Join(known, ", "))
+		case r.disable:
+			return fmt.Errorf("%s: %s is disabled; to use it: svcmgr -s %s unset --param %s.disable", name, rid, name, rid)
+		}
+	}
+	switch {
+	case starts && s.state.failed() && !e.clear:
+		return fmt.Errorf("%s is in state %q (%s); mend that, then: svcmgr -s %s clear", name, s.state, s.why, name)
+	case starts && c.ending:
+		return fmt.Errorf("%s is not started: the daemon shuts down", name)
+	case e.globalExpect != "" && len(s.spec.nodes) > 1:
+		return fmt.Errorf("%s may run on %s, and orders to several nodes are not part of this version; order each by itself, with --local or --node", name, strings.Join(s.spec.nodes, " "))
+	}
+	return nil
+}
+
+// flag begins the write of the frozen flag.
+func (c *core) flag(s *monitored) {
+	c.enter(s, monitorState(flagState(s.flag == "frozen", true)), "")
+	c.send(flagEffect{s.spec.name, s.flag == "frozen"})
+}
+
+func (e flagEvent) apply(c *core) *monitored {
+	if e.service == "" {
+		c.state = stateIdle
+		why := ""
+		if e.err == nil {
+			c.frozen = e.frozen
+		} else {
+			why = e.err.Error()
+		}
+		c.send(transitionEffect{"", flagState(e.frozen, true), string(stateIdle), why})
+		return nil
+	}
+	s := c.services[e.service]
+	if s == nil {
+		return nil
+	}
+	why := s.FailedWhy
+	if e.err != nil {
+		s.flag, s.Wanted, s.GlobalExpect, why = "", nil, "", e.err.Error() // what was to follow relied on it
+	} else if s.frozen = e.frozen; s.flag == flagState(e.frozen, false) {
+		s.flag = ""
+	}
+	c.enter(s, cmp.Or(s.Failed, stateIdle), why)
+	return s
+}
+
+// flagState names the flag, or the way to it.
+func flagState(frozen, changing bool) string {
+	switch {
+	case frozen && changing:
+		return string(stateFreezing)
+	case changing:
+		return string(stateThawing)
+	case frozen:
+		return "frozen"
+	}
+	return "thawed"
+}
+
+func (e nodeOrder) apply(c *core) *monitored {
+	if c.frozen != e.frozen && c.state == stateIdle {
+		c.state = monitorState(flagState(e.frozen, true))
+		c.send(transitionEffect{"", string(stateIdle), string(c.state), ""})
+		c.send(flagEffect{"", e.frozen})
+	}
+	return nil
+}
+
+func (e endEvent) apply(c *core) *monitored {
+	c.ending = e.ending
+	return nil
+}

@@ -1,0 +1,408 @@
+// shell.go: the monitor thread. One goroutine owns the core, feeds it what
+// happens, and has its effects done by others, for which it never waits. It
+// keeps an instance for each service of this node, and takes up service files
+// as they change.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// monitorThread is the thread; its shell is there while it runs.
+type monitorThread struct {
+	d       *daemon
+	current atomic.Pointer[shell]
+}
+
+// shell is one run of the thread. All but the first group is owned by its
+// goroutine.
+type shell struct {
+	d       *daemon
+	ctx     context.Context
+	events  chan event
+	calls   chan func()
+	ended   chan struct{}
+	jobs    sync.WaitGroup
+	actions chan struct{} // a place for each action
+	checks  chan struct{}
+
+	core      *core
+	instances map[string]*localInstance
+	files     map[string]*serviceFile
+	wake      *time.Timer
+	wakeAt    time.Time
+	refused   error // by the step just taken
+}
+
+// localInstance is an instance and what the shell does with it.
+type localInstance struct {
+	*instance
+	stop     context.CancelFunc // ends all of it, but not what it started
+	recheck  context.CancelFunc // ends the present checks
+	settled  atomic.Bool        // its states count
+	endOrder context.CancelCauseFunc
+}
+
+// serviceFile is a service's file as it was last read.
+type serviceFile struct {
+	stamp   string
+	spec    *service // the last good one; nil if there was none
+	fault   error    // of the present text
+	sum     string   // SHA-256 of the text in use, in hex
+	updated time.Time
+}
+
+func (m *monitorThread) thread() *thread {
+	return &thread{id: "monitor", run: m.run, report: m.report}
+}
+
+func (m *monitorThread) report() (config, stats map[string]any) {
+	return map[string]any{}, map[string]any{}
+}
+
+func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error {
+	folder, unwatch, err := m.d.watch.add(m.d.paths.etc)
+	if err != nil {
+		return err
+	}
+	defer unwatch()
+	for ctx.Err() == nil {
+		if err := m.serve(ctx, changed, folder); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// serve runs until ctx ends, or this node has another name.
+func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	s := &shell{
+		d: m.d, ctx: ctx, core: newCore(m.d.config.Load().node),
+		events: make(chan event), calls: make(chan func()), ended: make(chan struct{}),
+		actions: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
+		instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+	}
+	s.core.frozen = isFrozen(m.d.paths, "")
+	defer s.jobs.Wait()
+	defer cancel()
+	defer close(s.ended)
+	if err := s.scan(); err != nil {
+		return err
+	}
+	m.current.Store(s)
+	defer m.current.Store(nil)
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e := <-s.events:
+			s.step(e)
+		case call := <-s.calls:
+			call()
+		case <-s.wake.C:
+			s.wakeAt = time.Time{}
+			s.step(tickEvent{})
+		case <-tick.C:
+			s.step(tickEvent{})
+		case <-folder:
+			s.report(s.scan())
+		case <-changed:
+			if m.d.config.Load().node != s.core.node {
+				return nil
+			}
+			clear(s.files) // what the members' names mean may have changed
+			s.report(s.scan())
+		}
+	}
+}
+
+func (s *shell) report(err error) {
+	if err != nil {
+		s.d.log.Error("the services' files are not read", "err", err)
+	}
+}
+
+// do runs f on the shell's goroutine and waits for it.
+func (m *monitorThread) do(ctx context.Context, f func(*shell)) error {
+	s := m.current.Load()
+	if s == nil {
+		return errors.New("the monitor is stopped; start it: nodemgr daemon start --thread-id monitor")
+	}
+	done := make(chan struct{})
+	select {
+	case s.calls <- func() { defer close(done); f(s) }:
+		<-done
+		return nil
+	case <-s.ended:
+		return errStopping
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// post brings an event from another goroutine.
+func (s *shell) post(e event) {
+	select {
+	case s.events <- e:
+	case <-s.ctx.Done():
+	}
+}
+
+// step takes one event to the core and has its effects done.
+func (s *shell) step(e event) {
+	keep := map[string]intent{}
+	for _, f := range s.core.step(time.Now(), e) {
+		switch f := f.(type) {
+		case actEffect:
+			s.act(f)
+		case cancelEffect:
+			s.instances[f.service].endOrder(errCancelled)
+		case flagEffect:
+			s.jobs.Go(func() { s.post(flagEvent{f.service, f.frozen, setFrozen(s.d.paths, f.service, f.frozen)}) })
+		case transitionEffect:
+			s.logTransition(f)
+		case saveEffect:
+			keep[f.service] = f.intent
+		case wakeEffect:
+			if s.wakeAt.IsZero() || f.at.Before(s.wakeAt) {
+				s.wakeAt = f.at
+				s.wake.Reset(time.Until(f.at))
+			}
+		case refuseEffect:
+			s.refused = f.err
+		}
+	}
+	for name, i := range keep {
+		if in := s.instances[name]; in != nil {
+			if err := in.keepIntent(i); err != nil {
+				s.d.log.Error("a restart of the daemon will not know what is wanted of a service", "service", name, "err", err)
+			}
+		}
+	}
+}
+
+func (s *shell) act(f actEffect) {
+	in := s.instances[f.service]
+	ctx, cancel := context.WithCancelCause(in.ctx)
+	in.endOrder = cancel
+	s.jobs.Go(func() {
+		defer cancel(nil)
+		part := verbStart
+		err := in.perform(ctx, f.order)
+		if stop := (stopError{}); f.order.Verb == verbStop || errors.As(err, &stop) {
+			part = verbStop
+		}
+		s.post(doneEvent{f.service, part, err})
+	})
+}
+
+func (s *shell) logTransition(f transitionEffect) {
+	text := f.to
+	if f.from != f.to {
+		text = f.from + " -> " + f.to
+	}
+	if f.why != "" {
+		text += ": " + f.why
+	}
+	level := slog.LevelInfo
+	if monitorState(f.to).failed() {
+		level = slog.LevelError
+	}
+	if f.service != "" {
+		s.d.logs.write(level, f.service, "", text)
+	}
+	s.d.log.Log(s.ctx, level, "monitor", "service", f.service, "from", f.from, "to", f.to, "why", f.why)
+}
+
+// order takes a person's order, and returns why it was refused.
+func (s *shell) order(e event) error {
+	s.refused = nil
+	s.step(e)
+	return s.refused
+}
+
+// scan takes up the service files that are new, changed or gone.
+func (s *shell) scan() error {
+	names, err := listServices(s.d.paths)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		s.read(name)
+	}
+	for name := range s.files {
+		if !slices.Contains(names, name) {
+			delete(s.files, name)
+			s.drop(name, "its file is gone")
+		}
+	}
+	return nil
+}
+
+// read takes up one file if it changed. A text with faults changes nothing.
+func (s *shell) read(name string) {
+	path := s.d.paths.servicePath(name)
+	stamp := fileStamp(path)
+	file := s.files[name]
+	if file != nil && file.stamp == stamp {
+		return
+	}
+	if file == nil {
+		file = &serviceFile{}
+		s.files[name] = file
+	}
+	file.stamp = stamp
+	c := s.d.config.Load()
+	text, info, err := readRegular(path, iniSizeLimit)
+	var spec *service
+	if err == nil {
+		spec, err = parseService(name, string(text), c.node, c.members())
+	}
+	if file.fault = err; err != nil {
+		s.d.log.Error("a service's file is not used", "service", name, "err", err)
+		return
+	}
+	file.spec, file.sum, file.updated = spec, checksum(text), info.ModTime()
+	if !slices.Contains(spec.nodes, c.node) {
+		s.drop(name, "this node is not among its nodes")
+		return
+	}
+	s.adopt(spec)
+}
+
+// adopt makes spec the one that is in force on this node.
+func (s *shell) adopt(spec *service) {
+	in := s.instances[spec.name]
+	var found intent
+	fresh := in == nil
+	if fresh {
+		in = s.newInstance(spec)
+		s.instances[spec.name] = in
+		var err error
+		if found, err = in.readIntent(); err != nil {
+			s.d.log.Warn("a service begins anew", "service", spec.name, "err", err)
+		}
+	} else {
+		in.mu.Lock()
+		in.service = spec
+		in.mu.Unlock()
+		in.recheck()
+	}
+	s.step(serviceEvent{spec.name, spec, isFrozen(s.d.paths, spec.name), found})
+	ctx, recheck := context.WithCancel(in.ctx)
+	in.recheck = recheck
+	s.jobs.Go(func() {
+		if fresh {
+			if err := in.begin(); err != nil && in.ctx.Err() == nil {
+				s.post(failedEvent{spec.name, "what an earlier daemon began does not stop: " + err.Error()})
+			}
+			in.settled.Store(true)
+		}
+		in.watchAll(ctx)
+	})
+}
+
+func (s *shell) newInstance(spec *service) *localInstance {
+	ctx, stop := context.WithCancel(s.ctx)
+	name := spec.name
+	in := &localInstance{stop: stop}
+	in.instance = &instance{
+		paths: s.d.paths, node: s.core.node, watch: s.d.watch, jobs: &s.jobs, ctx: ctx, service: spec,
+		actions: s.actions, checks: s.checks, acting: make(chan struct{}, 1),
+		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{},
+		log: func(level slog.Level, rid, text string) { s.d.logs.write(level, name, rid, text) },
+		seen: func(rid string, state status, note string) {
+			if in.settled.Load() {
+				s.post(statusEvent{name, rid, state, note})
+			}
+		},
+	}
+	return in
+}
+
+// drop forgets an instance. What runs of it goes on, and is taken up again
+// should the service come back.
+func (s *shell) drop(name, why string) {
+	in := s.instances[name]
+	if in == nil {
+		return
+	}
+	in.stop()
+	delete(s.instances, name)
+	if m := s.core.services[name]; m != nil && !m.down() {
+		s.d.log.Warn("a service is not looked after any more, and goes on", "service", name, "why", why)
+		s.d.logs.write(slog.LevelWarn, name, "", why+"; what runs goes on by itself")
+	}
+	s.step(serviceEvent{name: name})
+}
+
+// known finds a service, looking at the folder again should it be unknown: it
+// may have been created just now.
+func (s *shell) known(name string) (*monitored, error) {
+	if s.core.services[name] == nil {
+		s.report(s.scan())
+	}
+	m, file := s.core.services[name], s.files[name]
+	switch {
+	case m != nil:
+		return m, nil
+	case file == nil:
+		var names []string
+		for known := range s.files {
+			names = append(names, known)
+		}
+		return nil, fmt.Errorf("there is no service %q%s; svcmgr ls lists those there are", shortened(name), nearest(name, names))
+	case file.spec == nil:
+		return nil, fmt.Errorf("the file of %s is not used: %w", name, file.fault)
+	}
+	return nil, fmt.Errorf("%s does not run on this node; its nodes are %s", name, strings.Join(file.spec.nodes, " "))
+}
+
+// end stops all instances for the daemon's shutdown and waits; the error names
+// those that do not stop.
+func (m *monitorThread) end(ctx context.Context) error {
+	if err := m.do(ctx, func(s *shell) { s.step(endEvent{true}) }); err != nil {
+		return err
+	}
+	for {
+		var left, stuck []string
+		err := m.do(ctx, func(s *shell) {
+			for name, service := range s.core.services {
+				switch {
+				case service.acting != nil || !service.probed:
+					left = append(left, name)
+				case !service.down():
+					stuck = append(stuck, name+" ("+service.why+")")
+				}
+			}
+		})
+		switch {
+		case err != nil:
+			return err
+		case len(left) > 0:
+		case len(stuck) > 0:
+			slices.Sort(stuck)
+			err := fmt.Errorf("not stopped: %s; the daemon stays up", strings.Join(stuck, ", "))
+			return errors.Join(err, m.do(ctx, func(s *shell) { s.step(endEvent{false}) }))
+		default:
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(endPause):
+		}
+	}
+}

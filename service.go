@@ -138,10 +138,7 @@ func parseService(name, text, node string, members []string) (*service, error) {
 			faults = append(faults, fmt.Errorf("%s:%d: %w", doc.name, i+1, fault))
 		}
 	}
-	if len(faults) == 0 {
-		faults = s.fill(node)
-	}
-	return s, errors.Join(faults...)
+	return s, errors.Join(append(faults, s.fill(node)...)...)
 }
 
 // sectionOf returns the name of the section that a line begins.
@@ -207,7 +204,7 @@ func (s *service) fill(node string) (faults []error) {
 		case "systemd":
 			r.unit, _ = get("unit").(string)
 		}
-		if fault := r.shape(); fault != nil {
+		if fault := r.shape(); fault != nil && s.complete(r.rid) {
 			faults = append(faults, fmt.Errorf("%s: %w", s.at(r.rid, ""), fault))
 		}
 	}
@@ -217,14 +214,24 @@ func (s *service) fill(node string) (faults []error) {
 	return faults
 }
 
-// key returns what a key means on node, as its parse function made it.
+// key returns what a key means on node, as its parse function made it; what
+// does not parse has been said, and means the default.
 func (s *service) key(section, key, node string) any {
 	spec := serviceKeys.find(section, key)
-	text, _, ok := s.doc.value(section, key, node)
-	if !ok {
-		text = spec.initial
+	if text, _, ok := s.doc.value(section, key, node); ok {
+		if v, err := spec.parse(text); err == nil {
+			return v
+		}
 	}
-	return spec.parsed(text)
+	return spec.parsed(spec.initial)
+}
+
+// complete tells whether every line of a section was understood: what seems to
+// be missing in it may be what is mistyped.
+func (s *service) complete(section string) bool {
+	return !slices.ContainsFunc(s.doc.lines, func(line iniLine) bool {
+		return line.section == section && line.key != "" && checkServiceLine(line) != nil
+	})
 }
 
 // paramsOf are the keys of an ocf section that agentd does not know itself.

@@ -77,7 +77,10 @@ func showDaemon(out io.Writer, data json.RawMessage, now time.Time) error {
 			Name  string
 			Nodes []string
 		}
-		Monitor struct{ Nodes map[string]nodeData }
+		Monitor struct {
+			Nodes    map[string]nodeData
+			Services map[string]serviceData
+		}
 	}
 	if err := errors.Join(json.Unmarshal(data, &keys), json.Unmarshal(data, &known)); err != nil {
 		return fmt.Errorf("cannot read the status: %w", err)
@@ -90,7 +93,7 @@ func showDaemon(out io.Writer, data json.RawMessage, now time.Time) error {
 	rows := [][]string{}
 	for _, id := range slices.Sorted(maps.Keys(keys)) {
 		var t threadData
-		if id == "daemon" || id == "cluster" || id == "monitor" || json.Unmarshal(keys[id], &t) != nil {
+		if id == "daemon" || id == "cluster" || json.Unmarshal(keys[id], &t) != nil {
 			continue
 		}
 		row, advice := showThread(id, t, now)
@@ -103,12 +106,27 @@ func showDaemon(out io.Writer, data json.RawMessage, now time.Time) error {
 	rows = nil
 	for _, node := range slices.Sorted(maps.Keys(known.Monitor.Nodes)) {
 		n := known.Monitor.Nodes[node]
+		mark := "  "
+		if n.Frozen {
+			mark = "! "
+			attention = append(attention, node+" is frozen: it starts and restarts nothing by itself. To end that, on it: nodemgr thaw --local")
+		}
 		rows = append(rows, []string{
-			"  " + node, n.Env, fmt.Sprintf("load %.2f", n.Stats.Load15m),
+			mark + node, n.Env, fmt.Sprintf("load %.2f", n.Stats.Load15m),
 			fmt.Sprintf("memory %d%% of %d MiB free", n.Stats.MemAvail, n.Stats.MemTotal), "agentd " + n.Agent,
 		})
 	}
 	table(out, rows)
+	if len(known.Monitor.Services) > 0 {
+		fmt.Fprint(out, "\nServices\n")
+		rows = nil
+		for _, name := range slices.Sorted(maps.Keys(known.Monitor.Services)) {
+			row, advice := showServiceRow(known.Monitor.Services[name], known.Cluster.Nodes)
+			rows = append(rows, row)
+			attention = append(attention, advice...)
+		}
+		table(out, rows)
+	}
 
 	if d.ConfigError != "" {
 		attention = append(attention, "The node.conf on disk is not used; the last good one is in force:\n  "+
@@ -122,6 +140,37 @@ func showDaemon(out io.Writer, data json.RawMessage, now time.Time) error {
 		fmt.Fprintln(out, "Nothing needs attention.")
 	}
 	return nil
+}
+
+// showServiceRow makes the row of a service, with a cell for each node, and
+// what to do about it.
+func showServiceRow(s serviceData, nodes []string) (row, attention []string) {
+	mark, frozen := "  ", ""
+	if s.Config.Error != "" {
+		attention = append(attention, s.Svcname+": its file is not used; see svcmgr -s "+s.Svcname+" print status")
+	}
+	var cells []string
+	for _, node := range nodes {
+		i, known := s.Instances[node]
+		if !known {
+			continue
+		}
+		cell := node + " " + string(i.Avail)
+		if i.Monitor.Status != stateIdle {
+			cell += ", " + string(i.Monitor.Status)
+		}
+		cells = append(cells, cell)
+		if i.Monitor.Why != "" && (i.Monitor.Status.failed() || i.Avail == statusWarn || i.Avail == statusDown) {
+			attention = append(attention, s.Svcname+" on "+node+": "+i.Monitor.Why)
+		}
+	}
+	if s.Frozen != "thawed" && s.Frozen != "n/a" {
+		frozen = s.Frozen
+	}
+	if attention != nil || s.Overall == statusWarn {
+		mark = "! "
+	}
+	return append([]string{mark + s.Svcname, string(s.Avail), frozen}, cells...), attention
 }
 
 // showThread makes the row of a thread, and what to do about it.
@@ -142,6 +191,9 @@ func showThread(id string, t threadData, now time.Time) (row, attention []string
 	}
 	where, _ := t.Config["bound"].(string)
 	count := func(name string) int { n, _ := t.Stats[name].(float64); return int(n) }
+	if t.Stats["requests"] == nil {
+		return []string{mark + id, t.State, since(t.Created, now)}, attention
+	}
 	return []string{
 		mark + id, t.State, since(t.Created, now), where,
 		fmt.Sprintf("%d requests, %d errors, %d invalid", count("requests"), count("errors"), count("invalid")+count("dropped")),

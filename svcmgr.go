@@ -107,8 +107,8 @@ func createService(p paths, name, text string) error {
 		return err
 	}
 	s, err := parseService(name, text, c.node, c.members())
-	if s != nil {
-		err = errors.Join(err, errors.Join(s.runFaults(c, c.node)...)) // all that is wrong, at once
+	if s != nil { // all that is wrong, at once
+		err = errors.Join(err, errors.Join(s.runFaults(c, c.node)...))
 	}
 	if err != nil {
 		return fmt.Errorf("%s is not created:\n%w", name, err)

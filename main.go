@@ -15,7 +15,10 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Exit statuses; status commands have their own (show.go).
@@ -242,6 +245,15 @@ func bindRun(*flag.FlagSet) func(context.Context, paths, []string) error {
 	return func(ctx context.Context, p paths, _ []string) error {
 		ctx, stop := untilSignal(ctx)
 		defer stop()
+		unix.Umask(0o022) // services inherit it; agentd's own files say their modes
+		if os.Getpid() == 1 {
+			ended := make(chan os.Signal, 1)
+			signal.Notify(ended, syscall.SIGCHLD)
+			var reaper sync.WaitGroup
+			reaper.Go(func() { reapOrphans(ctx, ended) })
+			defer reaper.Wait()
+			defer stop()
+		}
 		// A reader of the log that ends must not end the daemon.
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		byRequest, err := runDaemon(ctx, p, slog.New(logHandler(os.Stderr)))

@@ -44,6 +44,9 @@ type daemon struct {
 	journal   *journal
 	lastKnown lastKnown
 	outsiders *logLimit // what outsiders can cause to be logged
+	watcher   *watcher  // nil if the machine has none to give
+	logs      *serviceLog
+	streams   atomic.Int64 // that are served
 
 	calls chan func()
 	ended chan struct{} // closed when serve takes no more calls
@@ -148,6 +151,10 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 			"ahead", ahead.Round(time.Second), "file", p.clock())
 	}
 	d.journal = openJournal(p.journal(), log)
+	if d.watcher, err = newWatcher(); err != nil {
+		log.Warn("logs cannot be followed", "err", err)
+	}
+	d.logs = newServiceLog(p, func() string { return d.config.Load().node }, d.watcher, log)
 	d.threads = []*thread{newListener(d).thread()}
 	return d, d.firstConfig()
 }
@@ -183,6 +190,15 @@ func (d *daemon) firstConfig() error {
 	return nil
 }
 
+func (d *daemon) watchFiles() {
+	if d.watcher == nil {
+		return
+	}
+	if err := d.watcher.run(d.ctx); err != nil {
+		d.log.Error("changes of files are not noticed any more", "err", err)
+	}
+}
+
 // keepGood stores the text of c for a start with a broken node.conf.
 func (d *daemon) keepGood(c *config) {
 	if err := writeFile(d.paths.goodConf(), []byte(c.doc.String()), 0o600); err != nil {
@@ -198,6 +214,7 @@ func (d *daemon) serve(ctx context.Context) (byRequest bool, err error) {
 		return false, err
 	}
 	d.jobs.Go(func() { d.serveLocal(d.ctx, local) })
+	d.jobs.Go(d.watchFiles)
 	d.jobs.Go(func() { d.watchConfig(d.ctx) })
 	d.jobs.Go(func() { d.queue.work(d.ctx, d.paths) })
 	d.jobs.Go(func() { d.nodeStatus(d.ctx) }) // so that the journal knows the version of before an upgrade

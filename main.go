@@ -77,6 +77,7 @@ var commands = []command{
 	{"nodemgr edit config", "", "edit node.conf with $VISUAL, $EDITOR or vi", bindEdit},
 	{"nodemgr print config", "", "print node.conf without its secrets", bindPrint},
 	{"nodemgr ping", "", "ask whether a node's daemon answers", bindPing},
+	{"svcmgr logs", "", "show what a service logged on all its nodes", bindServiceLogs},
 	{"nodemgr queue add", "-- nodemgr|svcmgr ARG…", "queue a command", bindQueueAdd},
 	{"nodemgr queue list", "", "show what is queued, and the results", bindQueueList},
 	{"nodemgr dequeue actions", "", "run what is queued, oldest first", bindDequeue},

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -367,6 +368,18 @@ func parseDuration(s string) (any, error) {
 		return nil, fmt.Errorf("%q is not a duration above 0, such as 500ms, 5s, 1m30s or 24h", s)
 	}
 	return d, nil
+}
+
+// parseSize reads `10k`, `2m`; a bare number is bytes, and may be negative
+// where that has a meaning.
+func parseSize(s string) (any, error) {
+	digits := strings.TrimRight(s, "kmgKMG")
+	unit, known := map[string]int64{"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[strings.ToLower(s[len(digits):])]
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || !known || n > math.MaxInt64/unit || n < math.MinInt64/unit {
+		return nil, fmt.Errorf("%q is not a size in bytes, such as 4096, 10k or 2m", s)
+	}
+	return n * unit, nil
 }
 
 func parseCount(low, high int) func(string) (any, error) {

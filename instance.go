@@ -32,7 +32,7 @@ import (
 type instance struct {
 	paths   paths
 	node    string
-	watch   *watcher
+	watcher *watcher
 	log     func(level slog.Level, rid, text string)
 	seen    func(rid string, s status, note string) // a resource's state was seen
 	jobs    *sync.WaitGroup                         // of what outlives a call

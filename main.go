@@ -82,6 +82,7 @@ var commands = []command{
 	{"nodemgr freeze", "", "start and restart nothing by itself", bindNodeFlag("frozen")},
 	{"nodemgr thaw", "", "the opposite of freeze", bindNodeFlag("thawed")},
 	{"nodemgr ping", "", "ask whether a node's daemon answers", bindPing},
+	{"svcmgr logs", "", "show what a service logged on all its nodes", bindServiceLogs},
 	{"nodemgr queue add", "-- nodemgr|svcmgr ARG…", "queue a command", bindQueueAdd},
 	{"nodemgr queue list", "", "show what is queued, and the results", bindQueueList},
 	{"nodemgr dequeue actions", "", "run what is queued, oldest first", bindDequeue},

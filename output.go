@@ -52,7 +52,7 @@ func (in *instance) output(rid string) (*output, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot keep the output of %s: %w", rid, err)
 	}
-	changed, stop, err := in.watch.add(path)
+	changed, stop, err := in.watcher.add(path)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("cannot follow the output of %s: %w", rid, err)

@@ -70,7 +70,7 @@ func (m *monitorThread) report() (config, stats map[string]any) {
 }
 
 func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error {
-	folder, unwatch, err := m.d.watch.add(m.d.paths.etc)
+	folder, unwatch, err := m.d.watcher.add(m.d.paths.etc)
 	if err != nil {
 		return err
 	}
@@ -319,7 +319,7 @@ func (s *shell) newInstance(spec *service) *localInstance {
 	name := spec.name
 	in := &localInstance{stop: stop}
 	in.instance = &instance{
-		paths: s.d.paths, node: s.core.node, watch: s.d.watch, jobs: &s.jobs, ctx: ctx, service: spec,
+		paths: s.d.paths, node: s.core.node, watcher: s.d.watcher, jobs: &s.jobs, ctx: ctx, service: spec,
 		actions: s.actions, checks: s.checks, acting: make(chan struct{}, 1),
 		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{},
 		log: func(level slog.Level, rid, text string) { s.d.logs.write(level, name, rid, text) },

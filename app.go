@@ -87,7 +87,10 @@ func (appDriver) check(ctx context.Context, in *instance, r *resource) (status, 
 	case r.script != nil && result.exit == 4:
 		return statusUndef, "status: exit status 4, unknown (LSB)" + lastLine(result.output)
 	}
-	return statusDown, fmt.Sprintf("exit status %d%s", result.exit, lastLine(result.output))
+	if said := lastLine(result.output); said != "" || result.exit != 1 && result.exit != 3 { // 3 is what LSB has for it
+		return statusDown, fmt.Sprintf("exit status %d%s", result.exit, said)
+	}
+	return statusDown, ""
 }
 
 // faults looks for programs that are not there, unless an earlier resource

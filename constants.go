@@ -169,6 +169,8 @@ const (
 	// actionsAtOnce and checksAtOnce bound what runs on this node.
 	actionsAtOnce = 32
 	checksAtOnce  = 16
+	// linesWaiting bounds what the monitor has to log and has not yet.
+	linesWaiting = 1024
 	// lockPause is the wait before another try to lock an instance.
 	lockPause = 50 * time.Millisecond
 	// waitPause is how often --wait looks when nothing is said, and lastLines how

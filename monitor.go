@@ -267,6 +267,14 @@ func (e statusEvent) apply(c *core) *monitored {
 	return s
 }
 
+// giveUp drops what was ordered, for a failure ends it; but for a stop.
+func (s *monitored) giveUp() {
+	s.GlobalExpect = ""
+	if s.Wanted != nil && s.Wanted.Verb != verbStop {
+		s.Wanted = nil
+	}
+}
+
 func (e failedEvent) apply(c *core) *monitored {
 	if s := c.services[e.service]; s != nil {
 		s.Wanted = nil
@@ -329,11 +337,13 @@ func (e doneEvent) apply(c *core) *monitored {
 	case !did.ByHand && did.Rids != nil: // one of the restarts that a resource has
 		c.enter(s, stateIdle, did.Rids[0]+": "+e.err.Error())
 	case e.part == verbStop:
+		s.giveUp()
 		c.enter(s, stateStopFailed, e.err.Error())
 	default:
 		if did.Rids == nil {
 			s.LocalExpect = "" // it was rolled back
 		}
+		s.giveUp()
 		c.enter(s, stateStartFailed, e.err.Error())
 	}
 	s.cancelled = false

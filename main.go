@@ -80,6 +80,8 @@ var commands = []command{
 	{"nodemgr queue add", "-- nodemgr|svcmgr ARG…", "queue a command", bindQueueAdd},
 	{"nodemgr queue list", "", "show what is queued, and the results", bindQueueList},
 	{"nodemgr dequeue actions", "", "run what is queued, oldest first", bindDequeue},
+	{"svcmgr compliance check", "", "run the modules that check the node for a service", bindCompliance("check")},
+	{"svcmgr compliance fix", "", "run the modules that mend what is not compliant", bindCompliance("fix")},
 }
 
 func main() {

@@ -24,4 +24,4 @@ type driver interface {
 	faults(s *service, r *resource, mounted bool) []error
 }
 
-var drivers = map[string]driver{"app": appDriver{}, "ocf": ocfDriver{}, "systemd": systemdDriver{}}
+var drivers = map[string]driver{"app": appDriver{}, "ocf": &ocfDriver{}, "systemd": systemdDriver{}}

@@ -23,7 +23,6 @@ import (
 const (
 	metadataTimeout = 10 * time.Second
 	metadataLimit   = 1 << 20
-	metadataRetry   = time.Minute // between two attempts at one that cannot be read
 )
 
 // ocfMetadata is what agentd uses of an agent's metadata.
@@ -39,18 +38,15 @@ type ocfParameter struct {
 	initial          string
 }
 
-// cachedMetadata is what one version of an agent said, or why it could not be
-// read.
+// cachedMetadata is what one version of an agent said.
 type cachedMetadata struct {
 	modified time.Time
 	size     int64
-	read     time.Time
-	metadata *ocfMetadata
-	err      error
+	*ocfMetadata
 }
 
 // metadata returns that of the agent at path. Two callers at once may both ask
-// the agent.
+// the agent. What failed is tried again: a person may have mended it.
 func (d *ocfDriver) metadata(ctx context.Context, path string) (*ocfMetadata, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -59,21 +55,20 @@ func (d *ocfDriver) metadata(ctx context.Context, path string) (*ocfMetadata, er
 	d.mu.Lock()
 	c, ok := d.cache[path]
 	d.mu.Unlock()
-	if ok && c.modified.Equal(info.ModTime()) && c.size == info.Size() && (c.err == nil || time.Since(c.read) < metadataRetry) {
-		return c.metadata, c.err
+	if ok && c.modified.Equal(info.ModTime()) && c.size == info.Size() {
+		return c.ocfMetadata, nil
 	}
-	c = cachedMetadata{modified: info.ModTime(), size: info.Size(), read: time.Now()}
-	c.metadata, c.err = readMetadata(ctx, d.environment(), path)
-	if ctx.Err() != nil {
-		return c.metadata, c.err // nothing was learned
+	m, err := readMetadata(ctx, d.environment(), path)
+	if err != nil {
+		return nil, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.cache == nil || len(d.cache) >= ocfLimit {
 		d.cache = map[string]cachedMetadata{}
 	}
-	d.cache[path] = c
-	return c.metadata, c.err
+	d.cache[path] = cachedMetadata{info.ModTime(), info.Size(), m}
+	return m, nil
 }
 
 func readMetadata(ctx context.Context, env []string, path string) (*ocfMetadata, error) {

@@ -37,55 +37,48 @@ type ocfKey struct {
 // ocfLimit bounds each table of a driver; a full one is emptied.
 const ocfLimit = 1000
 
-// Exit statuses of the standard, and those that agents add to it.
-const (
-	ocfRunning      = 0
-	ocfFailed       = 1
-	ocfArguments    = 2 // the first of those that say "not on this node"
-	ocfConfigured   = 6 // the last of them
-	ocfNotRunning   = 7
-	ocfPromoted     = 8
-	ocfPromotedFail = 9
-	ocfDegraded     = 190
-	ocfPromotedDegr = 191
-)
-
+// ocfWords are the exit statuses of the standard (0 to 9), and those that
+// agents have added to it.
 var ocfWords = map[int]string{
-	ocfRunning: "running", ocfFailed: "failed", ocfArguments: "arguments refused", 3: "action not implemented",
-	4: "not permitted", 5: "something that it needs is not installed", ocfConfigured: "configuration refused",
-	ocfNotRunning: "not running", ocfPromoted: "promoted", ocfPromotedFail: "promoted and failed",
-	ocfDegraded: "running, but degraded", ocfPromotedDegr: "promoted, but degraded",
+	0: "running", 1: "failed", 2: "arguments refused", 3: "action not implemented", 4: "not permitted",
+	5: "something that it needs is not installed", 6: "configuration refused", 7: "not running",
+	8: "promoted", 9: "promoted and failed", 190: "running, but degraded", 191: "promoted, but degraded",
 }
 
 const exitReasonPrefix = "ocf-exit-reason:"
 
+// refusedHere tells whether an agent could not do anything on this node.
+func refusedHere(exit int) bool { return exit >= 2 && exit <= 6 }
+
+// start remembers the resource as up even when it failed, unless the agent
+// refused to begin: something may run.
 func (d *ocfDriver) start(ctx context.Context, in *instance, r *resource) error {
-	if err := d.act(ctx, in, r, "start", cmp.Or(r.startTimeout, r.timeout)); err != nil {
-		return err
+	exit, err := d.act(ctx, in, r, "start", cmp.Or(r.startTimeout, r.timeout))
+	if !refusedHere(exit) && !errors.Is(err, os.ErrNotExist) {
+		d.remember(in, r, true)
 	}
-	d.remember(in, r, true)
-	return nil
+	return err
 }
 
 func (d *ocfDriver) stop(ctx context.Context, in *instance, r *resource) error {
-	if err := d.act(ctx, in, r, "stop", cmp.Or(r.stopTimeout, r.timeout)); err != nil {
-		return err
+	_, err := d.act(ctx, in, r, "stop", cmp.Or(r.stopTimeout, r.timeout))
+	if err == nil {
+		d.remember(in, r, false)
 	}
-	d.remember(in, r, false)
-	return nil
+	return err
 }
 
 // act runs an action that succeeds with exit status 0 only: a start that ends
 // with "not running" has failed, whatever it did.
-func (d *ocfDriver) act(ctx context.Context, in *instance, r *resource, action string, timeout time.Duration) error {
+func (d *ocfDriver) act(ctx context.Context, in *instance, r *resource, action string, timeout time.Duration) (exit int, err error) {
 	result, err := d.call(ctx, in, r, action, timeout, 0)
 	if err == nil && result.exit != 0 {
 		err = errors.New(ocfReason(result))
 	}
 	if err != nil {
-		return fmt.Errorf("cannot %s %s with agent %s:%s: %w", action, r.rid, r.provider, r.agent, err)
+		err = fmt.Errorf("cannot %s %s with agent %s:%s: %w", action, r.rid, r.provider, r.agent, err)
 	}
-	return nil
+	return result.exit, err
 }
 
 // check asks a resource that was not seen up without an interval, which makes
@@ -107,14 +100,13 @@ func (d *ocfDriver) check(ctx context.Context, in *instance, r *resource) (statu
 	case err != nil:
 		return statusUndef, err.Error()
 	}
-	state, why := ocfStatus(result, up)
-	switch result.exit {
-	case ocfRunning, ocfPromoted, ocfPromotedFail, ocfDegraded, ocfPromotedDegr:
-		d.remember(in, r, true)
-	case ocfNotRunning:
+	switch exit := result.exit; {
+	case exit == 7:
 		d.remember(in, r, false)
+	case exit == 0, exit >= 8: // running, in some way or other
+		d.remember(in, r, true)
 	}
-	return state, why
+	return ocfStatus(result, up)
 }
 
 // ocfStatus says "down" only where an agent is sure, since what is down may be
@@ -122,13 +114,13 @@ func (d *ocfDriver) check(ctx context.Context, in *instance, r *resource) (statu
 // was seen up, a refusal means that it cannot run on this node.
 func ocfStatus(result commandResult, up bool) (status, string) {
 	switch exit := result.exit; {
-	case exit == ocfRunning:
+	case exit == 0:
 		return statusUp, ""
-	case exit == ocfPromoted:
+	case exit == 8:
 		return statusUp, ocfWords[exit]
-	case exit == ocfNotRunning:
+	case exit == 7:
 		return statusDown, saidReason(result.output)
-	case exit >= ocfArguments && exit <= ocfConfigured && !up:
+	case refusedHere(exit) && !up:
 		return statusDown, "cannot run here: " + ocfReason(result)
 	}
 	return statusWarn, ocfReason(result)

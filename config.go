@@ -260,6 +260,16 @@ func (t keyTable) didYouMean(section, key string) string {
 	return nearest(section+"."+key, known)
 }
 
+// keysOf lists the keys of a section.
+func (t keyTable) keysOf(section string) (keys []string) {
+	for _, spec := range t {
+		if spec.section == section {
+			keys = append(keys, spec.key)
+		}
+	}
+	return keys
+}
+
 // nearest suggests what may have been meant, if something is near.
 func nearest(typed string, known []string) string {
 	best, found := 4, ""

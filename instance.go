@@ -29,6 +29,7 @@ type instance struct {
 	paths   paths
 	node    string
 	watcher *watcher
+	run     commandRunner
 	log     func(level slog.Level, rid, text string)
 	seen    func(rid string, s status, note string) // a resource's state was seen
 	jobs    *sync.WaitGroup                         // of what outlives a call
@@ -44,6 +45,7 @@ type instance struct {
 	ends     map[string]string // how a program that was there ended
 	outputs  map[string]*output
 	logged   map[string]int64 // how far an earlier daemon logged them
+	up       map[string]bool  // resources that were seen up, or may be
 	done     journalEntry
 }
 
@@ -277,6 +279,20 @@ func (in *instance) check(ctx context.Context, rid string) {
 	}
 }
 
+// held tells whether a resource was seen up, or was started, and not seen down
+// since.
+func (in *instance) held(rid string) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.up[rid]
+}
+
+func (in *instance) holds(rid string, up bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.up[rid] = up
+}
+
 // write notes down what is about to be done.
 func (in *instance) write(v verb, resources []*resource) error {
 	e := journalEntry{Boot: bootID(), Verb: v}
@@ -474,5 +490,8 @@ func (in *instance) readIntent() (intent, error) {
 		return intent{}, nil
 	}
 	in.logged = kept.Logged
+	for _, r := range in.service.resources {
+		in.up[r.rid] = kept.LocalExpect == expectStarted
+	}
 	return kept.intent, nil
 }

@@ -102,6 +102,8 @@ var commands = []command{
 	{"svcmgr thaw", "", "the opposite of freeze", bindOrder("thaw")},
 	{"svcmgr abort", "", "give up what was ordered and is not done", bindOrder("abort")},
 	{"svcmgr clear", "", "forget failures and counts of restarts, and go on", bindClear},
+	{"svcmgr compliance check", "", "run the modules that check the node for a service", bindCompliance("check")},
+	{"svcmgr compliance fix", "", "run the modules that mend what is not compliant", bindCompliance("fix")},
 }
 
 func main() {

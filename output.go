@@ -175,12 +175,18 @@ func (o *output) position() int64 {
 	return o.offset - int64(len(o.rest))
 }
 
-// lastLine is the last line of an output, for a message: what a command says
-// last is mostly why it failed.
+// lastLine is the last line of an output that is not empty, bounded: what a
+// command says last is mostly why it failed.
 func lastLine(text string) string {
 	text = strings.TrimSpace(text)
-	if text = text[strings.LastIndexByte(text, '\n')+1:]; text == "" {
-		return ""
+	text = strings.TrimSpace(text[strings.LastIndexByte(text, '\n')+1:])
+	return strings.ToValidUTF8(text[:min(len(text), 300)], "")
+}
+
+// saying adds the last line to a message, if there is one.
+func saying(output string) string {
+	if said := lastLine(output); said != "" {
+		return ": " + said
 	}
-	return ": " + shortened(text)
+	return ""
 }

@@ -35,7 +35,7 @@ type driver interface {
 	faults(s *service, r *resource, mounted bool) []error
 }
 
-var drivers = map[string]driver{"app": appDriver{}, "ocf": ocfDriver{}, "systemd": systemdDriver{}}
+var drivers = map[string]driver{"app": appDriver{}, "ocf": &ocfDriver{}, "systemd": systemdDriver{}}
 
 // resourceCommand is one run of a program for a resource.
 type resourceCommand struct {
@@ -51,11 +51,14 @@ type commandResult struct {
 	output string // the first commandOutput bytes of stdout and stderr
 }
 
-// run runs a command in a session of its own. Its output goes to the
+// commandRunner runs a command for a resource; instance.execute does.
+type commandRunner func(ctx context.Context, r *resource, c resourceCommand) (commandResult, error)
+
+// execute runs a command in a session of its own. Its output goes to the
 // resource's file, not to a pipe: what it leaves running may go on writing
 // there when it, or the daemon, has ended. An error tells that it could not be
 // run, was ended by a signal, or did not end in time.
-func (in *instance) run(ctx context.Context, r *resource, c resourceCommand) (commandResult, error) {
+func (in *instance) execute(ctx context.Context, r *resource, c resourceCommand) (commandResult, error) {
 	id := rand.Text()
 	var sink io.Writer
 	var printed func() string
@@ -89,7 +92,7 @@ func (in *instance) run(ctx context.Context, r *resource, c resourceCommand) (co
 	result := commandResult{cmd.ProcessState.ExitCode(), printed()}
 	switch {
 	case late != nil:
-		return result, fmt.Errorf("%s %w%s", c.argv[0], late, lastLine(result.output))
+		return result, fmt.Errorf("%s %w%s", c.argv[0], late, saying(result.output))
 	case err != nil && result.exit < 0:
 		return result, fmt.Errorf("%s was ended by a signal: %w", c.argv[0], err)
 	}

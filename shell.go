@@ -342,7 +342,7 @@ func (s *shell) newInstance(spec *service) *localInstance {
 	in.instance = &instance{
 		paths: s.d.paths, node: s.core.node, watcher: s.d.watcher, jobs: &s.jobs, ctx: ctx, service: spec,
 		actions: s.actions, checks: s.checks, acting: make(chan struct{}, 1),
-		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{},
+		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},
 		log: func(level slog.Level, rid, text string) { s.d.logs.write(level, name, rid, text) },
 		seen: func(rid string, state status, note string) {
 			if in.settled.Load() {
@@ -350,6 +350,7 @@ func (s *shell) newInstance(spec *service) *localInstance {
 			}
 		},
 	}
+	in.run = in.execute
 	return in
 }
 

@@ -171,6 +171,8 @@ const (
 	checksAtOnce  = 16
 	// linesWaiting bounds what the monitor has to log and has not yet.
 	linesWaiting = 1024
+	// dyingPatience is how long a daemon waits for one that may be ending.
+	dyingPatience = 300 * time.Millisecond
 	// lockPause is the wait before another try to lock an instance.
 	lockPause = 50 * time.Millisecond
 	// waitPause is how often --wait looks when nothing is said, and lastLines how

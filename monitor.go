@@ -342,9 +342,6 @@ func (e doneEvent) apply(c *core) *monitored {
 
 // decide looks at one instance and begins what is to be done next.
 func (c *core) decide(s *monitored) {
-	if !s.probed {
-		return
-	}
 	if s.acting != nil {
 		// Who wants it stopped does not wait for a start that hangs.
 		stop := s.Wanted != nil && s.Wanted.Verb == verbStop && s.Wanted.Rids == nil || c.ending
@@ -354,10 +351,10 @@ func (c *core) decide(s *monitored) {
 		}
 		return
 	}
-	avail, _ := s.status()
-	if s.state == stateFreezing || s.state == stateThawing {
+	if !s.probed || s.state == stateFreezing || s.state == stateThawing {
 		return
 	}
+	avail, _ := s.status()
 	if s.flag != "" && s.flag != flagState(s.frozen, false) {
 		c.flag(s)
 		return

@@ -90,7 +90,6 @@ type monitored struct {
 	why       string    // of a failed state; or why a service that should run does not
 	acting    *order    // what is being done
 	cancelled bool
-	flag      string // "frozen", "thawed": the flag is to become so, before wanted
 	resources map[string]*monitoredResource
 	intent
 }
@@ -98,6 +97,7 @@ type monitored struct {
 // intent is what shall outlive the daemon, but not the machine's next boot.
 type intent struct {
 	Wanted *order `json:"wanted,omitempty"` // ordered, not begun yet, or cut off
+	Flag   string `json:"flag,omitempty"`   // "frozen", "thawed": to become so, before wanted
 
 	LocalExpect  string              `json:"local_expect,omitempty"`
 	GlobalExpect string              `json:"global_expect,omitempty"`
@@ -355,11 +355,11 @@ func (c *core) decide(s *monitored) {
 		return
 	}
 	avail, _ := s.status()
-	if s.flag != "" && s.flag != flagState(s.frozen, false) {
+	if s.Flag != "" && s.Flag != flagState(s.frozen, false) {
 		c.flag(s)
 		return
 	}
-	s.flag = ""
+	s.Flag = ""
 	switch {
 	case c.ending:
 		if s.down() || s.state == stateStopFailed {
@@ -526,7 +526,7 @@ func (c *core) monitorAction(s *monitored, r *resource) bool {
 	switch s.spec.monitorAction {
 	case "freezestop":
 		c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), "monitor_action freezestop: " + r.rid + " stays down"})
-		s.LocalExpect, s.flag, s.Wanted = "", "frozen", &order{Verb: verbStop}
+		s.LocalExpect, s.Flag, s.Wanted = "", "frozen", &order{Verb: verbStop}
 		c.flag(s)
 		return true
 	case "switch":
@@ -538,7 +538,7 @@ func (c *core) monitorAction(s *monitored, r *resource) bool {
 
 // reached ends a global expect that has come true.
 func (c *core) reached(s *monitored) {
-	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.flag != "" || s.state != stateIdle {
+	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.Flag != "" || s.state != stateIdle {
 		return
 	}
 	avail, _ := s.status()

@@ -56,7 +56,7 @@ func (e serviceOrder) apply(c *core) *monitored {
 			s.Wanted.Verb = verbStop
 		}
 	case "frozen", "thawed":
-		s.flag = e.localExpect
+		s.Flag = e.localExpect
 	case "unset":
 		s.LocalExpect, s.Wanted = "", nil
 	case "restarted":
@@ -76,15 +76,15 @@ func (c *core) expectGlobally(s *monitored, expect string) {
 	case "":
 		return
 	case "started":
-		s.flag, s.Wanted, s.LocalExpect = "thawed", &order{Verb: verbStart, ByHand: true}, expectStarted
+		s.Flag, s.Wanted, s.LocalExpect = "thawed", &order{Verb: verbStart, ByHand: true}, expectStarted
 	case "stopped", "shutdown":
-		s.flag, s.Wanted, s.LocalExpect = "frozen", &order{Verb: verbStop, ByHand: true}, ""
+		s.Flag, s.Wanted, s.LocalExpect = "frozen", &order{Verb: verbStop, ByHand: true}, ""
 	case "restarted":
 		s.Wanted, s.LocalExpect = &order{Verb: verbRestart, ByHand: true}, expectStarted
 	case "frozen", "thawed":
-		s.flag = expect
+		s.Flag = expect
 	case "aborted", "unset":
-		s.flag, s.Wanted, expect = "", nil, ""
+		s.Flag, s.Wanted, expect = "", nil, ""
 	}
 	s.GlobalExpect = expect
 }
@@ -118,8 +118,8 @@ func (e serviceOrder) refused(c *core, s *monitored) error {
 
 // flag begins the write of the frozen flag.
 func (c *core) flag(s *monitored) {
-	c.enter(s, monitorState(flagState(s.flag == "frozen", true)), "")
-	c.send(flagEffect{s.spec.name, s.flag == "frozen"})
+	c.enter(s, monitorState(flagState(s.Flag == "frozen", true)), "")
+	c.send(flagEffect{s.spec.name, s.Flag == "frozen"})
 }
 
 func (e flagEvent) apply(c *core) *monitored {
@@ -140,9 +140,9 @@ func (e flagEvent) apply(c *core) *monitored {
 	}
 	why := s.FailedWhy
 	if e.err != nil {
-		s.flag, s.Wanted, s.GlobalExpect, why = "", nil, "", e.err.Error() // what was to follow relied on it
-	} else if s.frozen = e.frozen; s.flag == flagState(e.frozen, false) {
-		s.flag = ""
+		s.Flag, s.Wanted, s.GlobalExpect, why = "", nil, "", e.err.Error() // what was to follow relied on it
+	} else if s.frozen = e.frozen; s.Flag == flagState(e.frozen, false) {
+		s.Flag = ""
 	}
 	c.enter(s, cmp.Or(s.Failed, stateIdle), why)
 	return s

@@ -300,13 +300,18 @@ func (c *core) save(s *monitored) {
 	kept := s.intent
 	kept.Restarts = maps.Clone(s.Restarts)
 	switch o := s.acting; {
-	case o == nil || s.Wanted != nil:
-	case o.ByHand || o.Rids == nil:
-		kept.Wanted = o // a daemon that is cut off here leaves it to the next one
-	default: // a restart that is cut off does not count
+	case o == nil:
+	case !o.ByHand && o.Rids != nil: // a restart that is cut off does not count
 		for _, rid := range o.Rids {
-			delete(kept.Restarts, rid)
+			if n := kept.Restarts[rid]; n.Count > 1 {
+				n.Count--
+				kept.Restarts[rid] = n
+			} else {
+				delete(kept.Restarts, rid)
+			}
 		}
+	case s.Wanted == nil && (o.ByHand || o.Verb == verbStop):
+		kept.Wanted = o // a daemon that is cut off here leaves it to the next one
 	}
 	c.send(saveEffect{s.spec.name, kept})
 }

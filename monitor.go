@@ -405,6 +405,9 @@ func (c *core) begin(s *monitored, o order, avail status) {
 			}
 		}
 	}
+	if o.Verb == verbStop && o.Rids == nil && s.LocalExpect == expectStarted {
+		s.LocalExpect = "" // not before, since a flag that is not written takes the order back
+	}
 	_, overall := s.status()
 	switch {
 	case o.Verb == verbStart && o.Rids == nil && avail == statusUp && overall == statusUp, o.Verb == verbStop && o.Rids == nil && s.down() && !s.state.failed():
@@ -531,7 +534,7 @@ func (c *core) monitorAction(s *monitored, r *resource) bool {
 	switch s.spec.monitorAction {
 	case "freezestop":
 		c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), "monitor_action freezestop: " + r.rid + " stays down"})
-		s.LocalExpect, s.Flag, s.Wanted = "", "frozen", &order{Verb: verbStop}
+		s.Flag, s.Wanted = "frozen", &order{Verb: verbStop}
 		c.flag(s)
 		return true
 	case "switch":

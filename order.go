@@ -72,15 +72,16 @@ func (e serviceOrder) apply(c *core) *monitored {
 
 // expectGlobally takes a global expect where this node is the only one.
 func (c *core) expectGlobally(s *monitored, expect string) {
+	// What is expected of the instance changes when the order is carried out.
 	switch expect {
 	case "":
 		return
 	case "started":
-		s.Flag, s.Wanted, s.LocalExpect = "thawed", &order{Verb: verbStart, ByHand: true}, expectStarted
+		s.Flag, s.Wanted = "thawed", &order{Verb: verbStart, ByHand: true}
 	case "stopped", "shutdown":
-		s.Flag, s.Wanted, s.LocalExpect = "frozen", &order{Verb: verbStop, ByHand: true}, ""
+		s.Flag, s.Wanted = "frozen", &order{Verb: verbStop, ByHand: true}
 	case "restarted":
-		s.Wanted, s.LocalExpect = &order{Verb: verbRestart, ByHand: true}, expectStarted
+		s.Wanted = &order{Verb: verbRestart, ByHand: true}
 	case "frozen", "thawed":
 		s.Flag = expect
 	case "aborted", "unset":
@@ -140,7 +141,15 @@ func (e flagEvent) apply(c *core) *monitored {
 	}
 	why := s.FailedWhy
 	if e.err != nil {
-		s.Flag, s.Wanted, s.GlobalExpect, why = "", nil, "", e.err.Error() // what was to follow relied on it
+		if s.Wanted != nil && (!s.Wanted.ByHand || s.GlobalExpect != "frozen" && s.GlobalExpect != "thawed" && s.GlobalExpect != "") {
+			s.Wanted = nil // it was to follow, and relied on the flag
+		}
+		s.Flag, s.GlobalExpect = "", ""
+		if s.Failed != "" { // that reason is the one to keep
+			c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), e.err.Error()})
+		} else {
+			why = e.err.Error()
+		}
 	} else if s.frozen = e.frozen; s.Flag == flagState(e.frozen, false) {
 		s.Flag = ""
 	}

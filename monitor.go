@@ -269,8 +269,7 @@ func (e statusEvent) apply(c *core) *monitored {
 
 func (e failedEvent) apply(c *core) *monitored {
 	if s := c.services[e.service]; s != nil {
-		s.Wanted = nil
-		c.enter(s, stateStopFailed, e.why)
+		c.fail(s, stateStopFailed, e.why)
 		return s
 	}
 	return nil
@@ -294,6 +293,18 @@ func (c *core) enter(s *monitored, state monitorState, why string) {
 		s.Failed, s.FailedWhy = "", ""
 	}
 	c.save(s)
+}
+
+// fail enters a failed state. A start that was to follow would be refused now.
+func (c *core) fail(s *monitored, state monitorState, why string) {
+	if s.Wanted != nil && s.Wanted.Verb != verbStop {
+		why += "; the " + string(s.Wanted.Verb) + " that was to follow is not done"
+		s.Wanted, s.LocalExpect = nil, ""
+	}
+	if s.Wanted == nil && s.Flag == "" {
+		s.GlobalExpect = "" // nothing would ever reach it
+	}
+	c.enter(s, state, why)
 }
 
 func (c *core) save(s *monitored) {
@@ -334,12 +345,12 @@ func (e doneEvent) apply(c *core) *monitored {
 	case !did.ByHand && did.Rids != nil: // one of the restarts that a resource has
 		c.enter(s, stateIdle, did.Rids[0]+": "+e.err.Error())
 	case e.part == verbStop:
-		c.enter(s, stateStopFailed, e.err.Error())
+		c.fail(s, stateStopFailed, e.err.Error())
 	default:
 		if did.Rids == nil {
 			s.LocalExpect = "" // it was rolled back
 		}
-		c.enter(s, stateStartFailed, e.err.Error())
+		c.fail(s, stateStartFailed, e.err.Error())
 	}
 	s.cancelled = false
 	return s
@@ -546,7 +557,7 @@ func (c *core) monitorAction(s *monitored, r *resource) bool {
 
 // reached ends a global expect that has come true.
 func (c *core) reached(s *monitored) {
-	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.Flag != "" || s.state != stateIdle {
+	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.Flag != "" {
 		return
 	}
 	avail, _ := s.status()

@@ -41,6 +41,8 @@ func (e serviceOrder) apply(c *core) *monitored {
 		s.Restarts = nil
 		if e.clear && s.state.failed() {
 			c.enter(s, stateIdle, "")
+		} else if e.clear {
+			s.Failed, s.FailedWhy = "", "" // while its flag is written
 		}
 		if e.clear && s.down() && s.LocalExpect == expectStarted {
 			s.LocalExpect = "" // as if it had never run: orchestrate begins anew
@@ -107,8 +109,8 @@ func (e serviceOrder) refused(c *core, s *monitored) error {
 		}
 	}
 	switch {
-	case starts && s.state.failed() && !e.clear:
-		return fmt.Errorf("%s is in state %q (%s); mend that, then: svcmgr -s %s clear", name, s.state, s.why, name)
+	case starts && s.Failed != "" && !e.clear:
+		return fmt.Errorf("%s is in state %q (%s); mend that, then: svcmgr -s %s clear", name, s.Failed, s.FailedWhy, name)
 	case starts && c.ending:
 		return fmt.Errorf("%s is not started: the daemon shuts down", name)
 	case e.globalExpect != "" && len(s.spec.nodes) > 1:

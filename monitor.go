@@ -109,7 +109,7 @@ type intent struct {
 // restarts of one resource.
 type restarts struct {
 	Count  int       `json:"count"`
-	Last   time.Time `json:"last,omitzero"`
+	Last   time.Time `json:"last,omitzero"`     // when it began, then when it ended
 	GaveUp string    `json:"gave_up,omitempty"` // why it is left down
 }
 
@@ -255,6 +255,9 @@ func (e statusEvent) apply(c *core) *monitored {
 		return s
 	}
 	r := s.resources[e.rid]
+	if r.status == statusUp && e.status != statusUp {
+		c.forget(s, e.rid, r.since)
+	}
 	if r.status != e.status || r.since.IsZero() {
 		r.since = c.now
 	}
@@ -265,6 +268,20 @@ func (e statusEvent) apply(c *core) *monitored {
 	r.status, r.note = e.status, e.note
 	s.look()
 	return s
+}
+
+// forget drops the count of a resource that was up for long. The time of an
+// action does not count: it may be up only for as long as its start waits.
+func (c *core) forget(s *monitored, rid string, since time.Time) {
+	had := s.Restarts[rid]
+	if had.Last.After(since) {
+		since = had.Last
+	}
+	acting := s.acting != nil && (s.acting.Rids == nil || slices.Contains(s.acting.Rids, rid))
+	if had.Count > 0 && !acting && c.now.Sub(since) >= restartsForgotten {
+		delete(s.Restarts, rid)
+		c.save(s)
+	}
 }
 
 func (e failedEvent) apply(c *core) *monitored {
@@ -334,6 +351,11 @@ func (e doneEvent) apply(c *core) *monitored {
 	}
 	did := *s.acting
 	s.acting = nil
+	for _, rid := range did.Rids {
+		if s.Restarts[rid].Count > 0 {
+			s.setRestarts(rid, func(n *restarts) { n.Last = c.now }) // the delay, and the time up, begin now
+		}
+	}
 	switch {
 	case s.cancelled:
 		c.enter(s, stateIdle, "")
@@ -486,9 +508,6 @@ func (c *core) recover(s *monitored) {
 		if c.frozen || s.frozen {
 			c.because(s, fmt.Sprintf("%s is down, and frozen services are not restarted; to have it restarted: svcmgr -s %s thaw --local", r.rid, s.spec.name))
 			return
-		}
-		if had.Count > 0 && m.since.Sub(had.Last) >= restartsForgotten {
-			had.Count = 0
 		}
 		if had.Count >= r.restart {
 			s.setRestarts(r.rid, func(n *restarts) {

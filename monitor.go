@@ -496,10 +496,11 @@ func (s *monitored) unclear() string {
 	return ""
 }
 
-// recover restarts what is down in an instance that shall be up.
+// recover restarts what is down in an instance that shall be up: one resource
+// at a time, in the file's order, so that one that fails takes no other down.
 func (c *core) recover(s *monitored) {
-	var down []string
-	var spent *resource
+	var next, spent *resource
+	waiting := ""
 	for _, r := range s.spec.resources {
 		m, had := s.resources[r.rid], s.Restarts[r.rid]
 		if r.disable || m.status != statusDown || had.GaveUp != "" {
@@ -519,17 +520,21 @@ func (c *core) recover(s *monitored) {
 			}
 			continue
 		}
-		if next := had.Last.Add(r.restartDelay); had.Count > 0 && next.After(c.now) {
-			c.send(wakeEffect{next})
-			continue
+		if due := had.Last.Add(r.restartDelay); had.Count > 0 && due.After(c.now) {
+			c.send(wakeEffect{due})
+			waiting = fmt.Sprintf("%s is down, and restarted %s after the last time (%d of %d)", r.rid, r.restartDelay, had.Count, r.restart)
+		} else {
+			next = r
 		}
-		s.setRestarts(r.rid, func(n *restarts) { *n = restarts{Count: had.Count + 1, Last: c.now} })
-		down = append(down, r.rid)
+		break // what comes later may need it
 	}
 	switch {
 	case spent != nil && c.monitorAction(s, spent):
-	case down != nil:
-		c.act(s, order{Verb: verbRestart, Rids: down}, down[0]+" is down: "+s.resources[down[0]].note)
+	case next != nil:
+		s.setRestarts(next.rid, func(n *restarts) { n.Count, n.Last = n.Count+1, c.now })
+		c.act(s, order{Verb: verbRestart, Rids: []string{next.rid}}, next.rid+" is down: "+s.resources[next.rid].note)
+	case waiting != "":
+		c.because(s, waiting)
 	default:
 		c.because(s, s.givenUp())
 	}

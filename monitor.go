@@ -365,7 +365,7 @@ func (e doneEvent) apply(c *core) *monitored {
 		}
 		c.enter(s, stateIdle, "")
 	case !did.ByHand && did.Rids != nil: // one of the restarts that a resource has
-		c.enter(s, stateIdle, did.Rids[0]+": "+e.err.Error())
+		c.enter(s, stateIdle, e.err.Error())
 	case e.part == verbStop:
 		c.fail(s, stateStopFailed, e.err.Error())
 	default:
@@ -507,7 +507,7 @@ func (c *core) recover(s *monitored) {
 			continue
 		}
 		if c.frozen || s.frozen {
-			c.because(s, fmt.Sprintf("%s is down, and frozen services are not restarted; to have it restarted: svcmgr -s %s thaw --local", r.rid, s.spec.name))
+			c.because(s, fmt.Sprintf("%s is down, and frozen services are not restarted; to have it restarted: %s", r.rid, c.thaw(s)))
 			return
 		}
 		if had.Count >= r.restart {
@@ -551,7 +551,15 @@ func (s *monitored) givenUp() string {
 	if left == nil {
 		return ""
 	}
-	return strings.Join(left, ", ") + "; to try again: svcmgr -s " + s.spec.name + " clear"
+	return strings.Join(left, ", ") + "; to try again: svcmgr -s " + s.spec.name + " start --local"
+}
+
+// thaw is what lets the instance be restarted by itself.
+func (c *core) thaw(s *monitored) string {
+	if c.frozen {
+		return "nodemgr thaw --local"
+	}
+	return "svcmgr -s " + s.spec.name + " thaw --local"
 }
 
 func (s *monitored) setRestarts(rid string, change func(*restarts)) {

@@ -7,6 +7,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -53,10 +54,7 @@ func (e serviceOrder) apply(c *core) *monitored {
 		if e.rids == nil {
 			s.LocalExpect = e.localExpect
 		}
-		s.Wanted = &order{verbStart, e.rids, true}
-		if e.localExpect == expectStopped {
-			s.Wanted.Verb = verbStop
-		}
+		s.want(e.localExpect, e.rids)
 	case "frozen", "thawed":
 		s.Flag = e.localExpect
 	case "unset":
@@ -65,11 +63,22 @@ func (e serviceOrder) apply(c *core) *monitored {
 		if e.rids == nil {
 			s.LocalExpect = expectStarted
 		}
-		s.Wanted = &order{verbRestart, e.rids, true}
+		s.want("restarted", e.rids)
 	}
 	c.expectGlobally(s, e.globalExpect)
 	c.save(s)
 	return s
+}
+
+var localVerbs = map[string]verb{expectStarted: verbStart, expectStopped: verbStop, "restarted": verbRestart}
+
+// want is a person's order for this instance. Resources join those that wait
+// for the same; refused has seen to the rest.
+func (s *monitored) want(expect string, rids []string) {
+	if s.Wanted != nil && rids != nil {
+		rids = slices.Compact(slices.Sorted(slices.Values(append(rids[:len(rids):len(rids)], s.Wanted.Rids...))))
+	}
+	s.Wanted = &order{localVerbs[expect], rids, true}
 }
 
 // expectGlobally takes a global expect where this node is the only one.
@@ -108,12 +117,14 @@ func (e serviceOrder) refused(c *core, s *monitored) error {
 			return fmt.Errorf("%s: %s is disabled; to use it: svcmgr -s %s unset --param %s.disable", name, rid, name, rid)
 		}
 	}
-	switch {
+	switch w := s.Wanted; {
+	case e.rids != nil && w != nil && (w.Rids == nil || w.Verb != localVerbs[e.localExpect]):
+		return fmt.Errorf("%s has another order to carry out first, to %s; order this one again afterwards, or withdraw that: svcmgr -s %s abort", name, w.Verb, name)
 	case starts && s.Failed != "" && !e.clear:
 		return fmt.Errorf("%s is in state %q (%s); mend that, then: svcmgr -s %s clear", name, s.Failed, s.FailedWhy, name)
 	case starts && c.ending:
 		return fmt.Errorf("%s is not started: the daemon shuts down", name)
-	case e.globalExpect != "" && len(s.spec.nodes) > 1:
+	case e.globalExpect != "" && e.globalExpect != "aborted" && len(s.spec.nodes) > 1:
 		return fmt.Errorf("%s may run on %s, and orders to several nodes are not part of this version; order each by itself, with --local or --node", name, strings.Join(s.spec.nodes, " "))
 	}
 	return nil

@@ -67,6 +67,7 @@ const restartsForgotten = 5 * time.Minute
 type core struct {
 	node     string
 	frozen   bool         // the node's flag
+	wanted   string       // "frozen", "thawed": what the flag is to become, "" once it is
 	state    monitorState // of the node monitor
 	ending   bool         // daemon_shutdown: everything is to be stopped
 	services map[string]*monitored
@@ -473,7 +474,7 @@ func (c *core) orchestrate(s *monitored) {
 		c.because(s, "")
 	case s.spec.orchestrate == "start" && s.spec.nodes[0] != c.node:
 		c.because(s, "orchestrate = start: it starts by itself on "+s.spec.nodes[0]+" only")
-	case c.frozen:
+	case c.isFrozen():
 		c.because(s, "this node is frozen; to start services by itself again: nodemgr thaw --local")
 	case s.frozen:
 		c.because(s, "frozen; to let it start by itself: svcmgr -s "+name+" thaw --local")
@@ -506,7 +507,7 @@ func (c *core) recover(s *monitored) {
 		if r.disable || m.status != statusDown || had.GaveUp != "" {
 			continue
 		}
-		if c.frozen || s.frozen {
+		if c.isFrozen() || s.frozen {
 			c.because(s, fmt.Sprintf("%s is down, and frozen services are not restarted; to have it restarted: %s", r.rid, c.thaw(s)))
 			return
 		}
@@ -556,7 +557,7 @@ func (s *monitored) givenUp() string {
 
 // thaw is what lets the instance be restarted by itself.
 func (c *core) thaw(s *monitored) string {
-	if c.frozen {
+	if c.isFrozen() {
 		return "nodemgr thaw --local"
 	}
 	return "svcmgr -s " + s.spec.name + " thaw --local"

@@ -143,9 +143,10 @@ func (e flagEvent) apply(c *core) *monitored {
 		if e.err == nil {
 			c.frozen = e.frozen
 		} else {
-			why = e.err.Error()
+			c.wanted, why = "", e.err.Error()
 		}
 		c.send(transitionEffect{"", flagState(e.frozen, true), string(stateIdle), why})
+		c.flagNode()
 		return nil
 	}
 	s := c.services[e.service]
@@ -184,12 +185,26 @@ func flagState(frozen, changing bool) string {
 }
 
 func (e nodeOrder) apply(c *core) *monitored {
-	if c.frozen != e.frozen && c.state == stateIdle {
-		c.state = monitorState(flagState(e.frozen, true))
-		c.send(transitionEffect{"", string(stateIdle), string(c.state), ""})
-		c.send(flagEffect{"", e.frozen})
-	}
+	c.wanted = flagState(e.frozen, false)
+	c.flagNode()
 	return nil
+}
+
+// isFrozen tells whether the node is, or shall be, which counts at once.
+func (c *core) isFrozen() bool { return c.frozen || c.wanted == "frozen" }
+
+// flagNode begins the write of the node's flag, unless one goes on: the order
+// that came last is carried out after it.
+func (c *core) flagNode() {
+	switch frozen := c.wanted == "frozen"; {
+	case c.state != stateIdle:
+	case c.wanted == "" || frozen == c.frozen:
+		c.wanted = ""
+	default:
+		c.state = monitorState(flagState(frozen, true))
+		c.send(transitionEffect{"", string(stateIdle), string(c.state), ""})
+		c.send(flagEffect{"", frozen})
+	}
 }
 
 func (e endEvent) apply(c *core) *monitored {

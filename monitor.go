@@ -118,6 +118,7 @@ type monitoredResource struct {
 	status status
 	note   string    // why it is not up
 	since  time.Time // of status
+	added  bool      // to an instance that was there, and not seen up since
 }
 
 // order is something to do. Without rids it is for the whole instance.
@@ -229,15 +230,15 @@ func (e serviceEvent) apply(c *core) *monitored {
 		}
 		c.services[e.name] = s
 	}
-	s.spec = e.spec
-	known := s.resources
-	s.resources = map[string]*monitoredResource{}
+	before, known := s.spec, s.resources
+	s.spec, s.resources = e.spec, map[string]*monitoredResource{}
 	for _, r := range e.spec.resources {
-		s.resources[r.rid] = known[r.rid]
-		if s.resources[r.rid] == nil {
-			s.resources[r.rid] = &monitoredResource{status: statusUndef}
+		m := known[r.rid]
+		if m == nil || !r.disable && before.resource(r.rid).disable { // what was known of it is old
+			m = &monitoredResource{status: statusUndef, added: before != nil}
 			s.probed = s.probed && r.disable
 		}
+		s.resources[r.rid] = m
 	}
 	s.look()
 	return s
@@ -266,7 +267,7 @@ func (e statusEvent) apply(c *core) *monitored {
 		s.setRestarts(e.rid, func(n *restarts) { n.GaveUp = "" })
 		c.save(s)
 	}
-	r.status, r.note = e.status, e.note
+	r.status, r.note, r.added = e.status, e.note, r.added && e.status != statusUp
 	s.look()
 	return s
 }
@@ -516,7 +517,7 @@ func (c *core) recover(s *monitored) {
 				n.GaveUp = fmt.Sprintf("restarts used up: %d of %d", had.Count, r.restart)
 			})
 			c.save(s)
-			if r.monitor && spent == nil {
+			if r.monitor && !m.added && spent == nil {
 				spent = r
 			}
 			continue

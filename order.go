@@ -39,13 +39,14 @@ func (e serviceOrder) apply(c *core) *monitored {
 		return s
 	}
 	if e.clear || e.reset {
+		gaveUp := s.givenUp() != ""
 		s.Restarts = nil
 		if e.clear && s.state.failed() {
 			c.enter(s, stateIdle, "")
 		} else if e.clear {
 			s.Failed, s.FailedWhy = "", "" // while its flag is written
 		}
-		if e.clear && s.down() && s.LocalExpect == expectStarted {
+		if e.clear && gaveUp && s.down() && s.LocalExpect == expectStarted {
 			s.LocalExpect = "" // as if it had never run: orchestrate begins anew
 		}
 	}

@@ -91,6 +91,7 @@ type monitored struct {
 	why       string    // of a failed state; or why a service that should run does not
 	acting    *order    // what is being done
 	cancelled bool
+	ended     bool // the present shutdown has tried to stop it
 	resources map[string]*monitoredResource
 	intent
 }
@@ -360,6 +361,9 @@ func (e doneEvent) apply(c *core) *monitored {
 	}
 	switch {
 	case s.cancelled:
+		if did.Rids == nil && s.LocalExpect == expectStarted {
+			s.LocalExpect = "" // it was rolled back
+		}
 		c.enter(s, stateIdle, "")
 	case e.err == nil:
 		if did.Rids == nil && did.Verb != verbStop {
@@ -402,10 +406,10 @@ func (c *core) decide(s *monitored) {
 	s.Flag = ""
 	switch {
 	case c.ending:
-		if s.down() || s.state == stateStopFailed {
+		if s.down() || s.ended && s.state == stateStopFailed {
 			return
 		}
-		s.LocalExpect = ""
+		s.LocalExpect, s.ended = "", true
 		c.act(s, order{Verb: verbStop}, "the daemon shuts down")
 	case s.Wanted != nil:
 		o := *s.Wanted

@@ -210,5 +210,8 @@ func (c *core) flagNode() {
 
 func (e endEvent) apply(c *core) *monitored {
 	c.ending = e.ending
+	for _, s := range c.services {
+		s.ended = false
+	}
 	return nil
 }

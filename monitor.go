@@ -599,7 +599,7 @@ func (c *core) reached(s *monitored) {
 		return
 	}
 	avail, _ := s.status()
-	if up := s.GlobalExpect == "started" || s.GlobalExpect == "restarted"; !up || avail == statusUp {
+	if up := s.GlobalExpect == "started" || s.GlobalExpect == "restarted"; !up || avail == statusUp || avail == statusNA {
 		s.GlobalExpect = ""
 		c.save(s)
 	}

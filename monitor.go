@@ -430,33 +430,6 @@ func (c *core) decide(s *monitored) {
 	c.reached(s)
 }
 
-// begin does a person's order, unless there is nothing to do.
-func (c *core) begin(s *monitored, o order, avail status) {
-	if o.Verb == verbStop && o.Rids != nil {
-		for _, rid := range o.Rids {
-			s.setRestarts(rid, func(r *restarts) { r.GaveUp = "stopped by hand" })
-		}
-	} else {
-		// A start by hand begins a new life: old restarts do not count.
-		for _, r := range s.spec.resources {
-			if o.Rids == nil || slices.Contains(o.Rids, r.rid) {
-				delete(s.Restarts, r.rid)
-			}
-		}
-	}
-	if o.Verb == verbStop && o.Rids == nil && s.LocalExpect == expectStarted {
-		s.LocalExpect = "" // not before, since a flag that is not written takes the order back
-	}
-	_, overall := s.status()
-	switch {
-	case o.Verb == verbStart && o.Rids == nil && avail == statusUp && overall == statusUp, o.Verb == verbStop && o.Rids == nil && s.down() && !s.state.failed():
-		c.because(s, "")
-		c.save(s)
-	default:
-		c.act(s, o, "")
-	}
-}
-
 // act begins an order.
 func (c *core) act(s *monitored, o order, why string) {
 	s.acting, s.cancelled = &o, false
@@ -591,18 +564,6 @@ func (c *core) monitorAction(s *monitored, r *resource) bool {
 		c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), "monitor_action switch: " + r.rid + " stays down, and there is no other node that could take over"})
 	}
 	return false
-}
-
-// reached ends a global expect that has come true.
-func (c *core) reached(s *monitored) {
-	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.Flag != "" {
-		return
-	}
-	avail, _ := s.status()
-	if up := s.GlobalExpect == "started" || s.GlobalExpect == "restarted"; !up || avail == statusUp || avail == statusNA {
-		s.GlobalExpect = ""
-		c.save(s)
-	}
 }
 
 // status adds up the resources. A resource that was left down makes a warning

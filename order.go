@@ -131,6 +131,45 @@ func (e serviceOrder) refused(c *core, s *monitored) error {
 	return nil
 }
 
+// begin does a person's order, unless there is nothing to do.
+func (c *core) begin(s *monitored, o order, avail status) {
+	if o.Verb == verbStop && o.Rids != nil {
+		for _, rid := range o.Rids {
+			s.setRestarts(rid, func(r *restarts) { r.GaveUp = "stopped by hand" })
+		}
+	} else {
+		// A start by hand begins a new life: old restarts do not count.
+		for _, r := range s.spec.resources {
+			if o.Rids == nil || slices.Contains(o.Rids, r.rid) {
+				delete(s.Restarts, r.rid)
+			}
+		}
+	}
+	if o.Verb == verbStop && o.Rids == nil && s.LocalExpect == expectStarted {
+		s.LocalExpect = "" // not before, since a flag that is not written takes the order back
+	}
+	_, overall := s.status()
+	switch {
+	case o.Verb == verbStart && o.Rids == nil && avail == statusUp && overall == statusUp, o.Verb == verbStop && o.Rids == nil && s.down() && !s.state.failed():
+		c.because(s, "")
+		c.save(s)
+	default:
+		c.act(s, o, "")
+	}
+}
+
+// reached ends a global expect that has come true.
+func (c *core) reached(s *monitored) {
+	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.Flag != "" {
+		return
+	}
+	avail, _ := s.status()
+	if up := s.GlobalExpect == "started" || s.GlobalExpect == "restarted"; !up || avail == statusUp || avail == statusNA {
+		s.GlobalExpect = ""
+		c.save(s)
+	}
+}
+
 // flag begins the write of the frozen flag.
 func (c *core) flag(s *monitored) {
 	c.enter(s, monitorState(flagState(s.Flag == "frozen", true)), "")

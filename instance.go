@@ -280,7 +280,7 @@ func (in *instance) check(ctx context.Context, rid string) {
 
 // write notes down what is about to be done.
 func (in *instance) write(v verb, resources []*resource) error {
-	e := journalEntry{Boot: bootID(), Verb: v}
+	e := journalEntry{Boot: bootID(), Verb: v, Rids: []string{}} // none is not all
 	for _, r := range resources {
 		e.Rids = append(e.Rids, r.rid)
 	}

@@ -196,7 +196,10 @@ func (in *instance) take(rid string, record programRecord, child *exec.Cmd) (*pr
 	}
 	// Behind the pidfd now is one process for good; is it the one meant?
 	start, err := processStart(record.Pid)
-	if err == nil && child == nil && start != record.Start {
+	switch {
+	case child != nil:
+		err = nil // not waited for: its number is its own, even if it has ended already
+	case err == nil && start != record.Start:
 		err = fmt.Errorf("process %d is another one by now", record.Pid)
 	}
 	if record.Start = start; err == nil && child != nil {

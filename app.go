@@ -254,6 +254,9 @@ func (in *instance) takeUp(rid string) {
 // the daemon ends.
 func (in *instance) watchProgram(rid string, p *program, pidfd int) {
 	if waitPidfd(in.ctx, pidfd) != nil {
+		if p.child != nil {
+			go waitChild(p.child) // whoever takes it up again is not told that it is this process's child
+		}
 		return
 	}
 	how := "ended"

@@ -75,6 +75,11 @@ func (appDriver) check(ctx context.Context, in *instance, r *resource) (status, 
 		argv = append(r.script[:len(r.script):len(r.script)], "status")
 	}
 	result, err := in.run(ctx, r, resourceCommand{argv: argv, timeout: r.timeoutOf("", 0), quiet: true})
+	if r.exec != nil {
+		if state, note := in.programState(r.rid); state != statusUp {
+			return state, note // it ended meanwhile
+		}
+	}
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return statusDown, err.Error() // its file system is not there, or it was never installed

@@ -253,28 +253,41 @@ func (in *instance) stopOne(ctx context.Context, r *resource) error {
 func (in *instance) tell(r *resource, s status, note string) { in.seen(r.rid, s, note) }
 
 // check looks at a resource and tells its state, unless an action goes on,
-// which knows better.
-func (in *instance) check(ctx context.Context, rid string) {
+// which knows better. It returns whether it told it.
+func (in *instance) check(ctx context.Context, rid string) (told bool) {
 	in.mu.Lock()
 	r, round, acting := in.service.resource(rid), in.round, len(in.acting) > 0
 	in.mu.Unlock()
 	if r == nil || acting {
-		return
+		return false
 	}
 	if r.exec == nil || r.check != nil {
 		select {
 		case in.checks <- struct{}{}:
 			defer func() { <-in.checks }()
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
 	state, note := drivers[r.kind].check(ctx, in, r)
 	in.mu.Lock()
 	overtaken := in.round != round
 	in.mu.Unlock()
-	if !overtaken && ctx.Err() == nil {
-		in.tell(r, state, note)
+	if overtaken || ctx.Err() != nil {
+		return false
+	}
+	in.tell(r, state, note)
+	return true
+}
+
+// idle returns when no action goes on; false when ctx ended.
+func (in *instance) idle(ctx context.Context) bool {
+	select {
+	case in.acting <- struct{}{}:
+		<-in.acting
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -344,7 +357,11 @@ func (in *instance) watchAll(ctx context.Context) {
 		loops.Go(func() {
 			// At different moments: a hundred checks at once are a load.
 			for wait := time.Duration(mathrand.Int64N(int64(r.checkInterval))) + 1; ; wait = r.checkInterval {
-				in.check(ctx, r.rid)
+				for !in.check(ctx, r.rid) {
+					if in.spec().resource(r.rid) == nil || !in.idle(ctx) {
+						return
+					}
+				}
 				if r.exec != nil && r.check == nil {
 					return // its end is seen at once
 				}

@@ -135,7 +135,7 @@ func (o *output) lines(text []byte) {
 	o.rest = append(o.rest, text...)
 	for {
 		end := bytes.IndexByte(o.rest, '\n')
-		if end < 0 && len(o.rest) >= outputLine {
+		if (end < 0 || end > outputLine) && len(o.rest) >= outputLine {
 			end = outputLine - 1
 		}
 		if end < 0 {

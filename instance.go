@@ -47,7 +47,6 @@ type instance struct {
 	programs map[string]*program
 	ends     map[string]string // how a program that was there ended
 	outputs  map[string]*output
-	logged   map[string]int64 // how far an earlier daemon logged them
 	done     journalEntry
 }
 
@@ -569,12 +568,11 @@ var bootID = sync.OnceValue(func() string {
 	return string(bytes.TrimSpace(id))
 })
 
-// keptIntent is what the monitor wants of an instance, and how far its outputs
-// were logged, kept in OSVCRUN as long as the machine runs.
+// keptIntent is what the monitor wants of an instance, kept in OSVCRUN as long
+// as the machine runs.
 type keptIntent struct {
 	Boot string `json:"boot"`
 	intent
-	Logged map[string]int64 `json:"logged,omitempty"` // bytes, by rid
 }
 
 func (in *instance) intentPath() string {
@@ -582,13 +580,7 @@ func (in *instance) intentPath() string {
 }
 
 func (in *instance) keepIntent(i intent) error {
-	kept := keptIntent{bootID(), i, map[string]int64{}}
-	in.mu.Lock()
-	for rid, o := range in.outputs {
-		kept.Logged[rid] = o.position()
-	}
-	in.mu.Unlock()
-	data, err := json.Marshal(kept)
+	data, err := json.Marshal(keptIntent{bootID(), i})
 	if err == nil {
 		err = replaceFile(in.intentPath(), data)
 	}
@@ -614,6 +606,5 @@ func (in *instance) readIntent() (intent, error) {
 	if kept.Boot != bootID() {
 		return intent{}, nil
 	}
-	in.logged = kept.Logged
 	return kept.intent, nil
 }

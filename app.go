@@ -75,6 +75,11 @@ func (appDriver) check(ctx context.Context, in *instance, r *resource) (status, 
 		argv = append(r.script[:len(r.script):len(r.script)], "status")
 	}
 	result, err := in.run(ctx, r, resourceCommand{argv: argv, timeout: r.timeoutOf("", 0), quiet: true})
+	if r.exec != nil {
+		if state, note := in.programState(r.rid); state != statusUp {
+			return state, note // it ended meanwhile
+		}
+	}
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return statusDown, err.Error() // its file system is not there, or it was never installed
@@ -199,7 +204,10 @@ func (in *instance) take(rid string, record programRecord, child *exec.Cmd) (*pr
 	}
 	// Behind the pidfd now is one process for good; is it the one meant?
 	start, err := processStart(record.Pid)
-	if err == nil && child == nil && start != record.Start {
+	switch {
+	case child != nil:
+		err = nil // not waited for: its number is its own, even if it has ended already
+	case err == nil && start != record.Start:
 		err = fmt.Errorf("process %d is another one by now", record.Pid)
 	}
 	if record.Start = start; err == nil && child != nil {
@@ -254,6 +262,9 @@ func (in *instance) takeUp(rid string) {
 // the daemon ends.
 func (in *instance) watchProgram(rid string, p *program, pidfd int) {
 	if waitPidfd(in.ctx, pidfd) != nil {
+		if p.child != nil {
+			go waitChild(p.child) // whoever takes it up again is not told that it is this process's child
+		}
 		return
 	}
 	how := "ended"

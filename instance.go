@@ -44,8 +44,7 @@ type instance struct {
 	programs map[string]*program
 	ends     map[string]string // how a program that was there ended
 	outputs  map[string]*output
-	logged   map[string]int64 // how far an earlier daemon logged them
-	up       map[string]bool  // resources that were seen up, or may be
+	up       map[string]bool // resources that were seen up, or may be
 	done     journalEntry
 }
 
@@ -254,28 +253,41 @@ func (in *instance) stopOne(ctx context.Context, r *resource) error {
 func (in *instance) tell(r *resource, s status, note string) { in.seen(r.rid, s, note) }
 
 // check looks at a resource and tells its state, unless an action goes on,
-// which knows better.
-func (in *instance) check(ctx context.Context, rid string) {
+// which knows better. It returns whether it told it.
+func (in *instance) check(ctx context.Context, rid string) (told bool) {
 	in.mu.Lock()
 	r, round, acting := in.service.resource(rid), in.round, len(in.acting) > 0
 	in.mu.Unlock()
 	if r == nil || acting {
-		return
+		return false
 	}
 	if r.exec == nil || r.check != nil {
 		select {
 		case in.checks <- struct{}{}:
 			defer func() { <-in.checks }()
 		case <-ctx.Done():
-			return
+			return false
 		}
 	}
 	state, note := drivers[r.kind].check(ctx, in, r)
 	in.mu.Lock()
 	overtaken := in.round != round
 	in.mu.Unlock()
-	if !overtaken && ctx.Err() == nil {
-		in.tell(r, state, note)
+	if overtaken || ctx.Err() != nil {
+		return false
+	}
+	in.tell(r, state, note)
+	return true
+}
+
+// idle returns when no action goes on; false when ctx ended.
+func (in *instance) idle(ctx context.Context) bool {
+	select {
+	case in.acting <- struct{}{}:
+		<-in.acting
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 
@@ -295,7 +307,7 @@ func (in *instance) holds(rid string, up bool) {
 
 // write notes down what is about to be done.
 func (in *instance) write(v verb, resources []*resource) error {
-	e := journalEntry{Boot: bootID(), Verb: v}
+	e := journalEntry{Boot: bootID(), Verb: v, Rids: []string{}} // none is not all
 	for _, r := range resources {
 		e.Rids = append(e.Rids, r.rid)
 	}
@@ -359,7 +371,11 @@ func (in *instance) watchAll(ctx context.Context) {
 		loops.Go(func() {
 			// At different moments: a hundred checks at once are a load.
 			for wait := time.Duration(mathrand.Int64N(int64(r.checkInterval))) + 1; ; wait = r.checkInterval {
-				in.check(ctx, r.rid)
+				for !in.check(ctx, r.rid) {
+					if in.spec().resource(r.rid) == nil || !in.idle(ctx) {
+						return
+					}
+				}
 				if r.exec != nil && r.check == nil {
 					return // its end is seen at once
 				}
@@ -444,12 +460,11 @@ var bootID = sync.OnceValue(func() string {
 	return string(bytes.TrimSpace(id))
 })
 
-// keptIntent is what the monitor wants of an instance, and how far its outputs
-// were logged, kept in OSVCRUN as long as the machine runs.
+// keptIntent is what the monitor wants of an instance, kept in OSVCRUN as long
+// as the machine runs.
 type keptIntent struct {
 	Boot string `json:"boot"`
 	intent
-	Logged map[string]int64 `json:"logged,omitempty"` // bytes, by rid
 }
 
 func (in *instance) intentPath() string {
@@ -457,13 +472,7 @@ func (in *instance) intentPath() string {
 }
 
 func (in *instance) keepIntent(i intent) error {
-	kept := keptIntent{bootID(), i, map[string]int64{}}
-	in.mu.Lock()
-	for rid, o := range in.outputs {
-		kept.Logged[rid] = o.position()
-	}
-	in.mu.Unlock()
-	data, err := json.Marshal(kept)
+	data, err := json.Marshal(keptIntent{bootID(), i})
 	if err == nil {
 		err = replaceFile(in.intentPath(), data)
 	}
@@ -489,7 +498,6 @@ func (in *instance) readIntent() (intent, error) {
 	if kept.Boot != bootID() {
 		return intent{}, nil
 	}
-	in.logged = kept.Logged
 	for _, r := range in.service.resources {
 		in.up[r.rid] = kept.LocalExpect == expectStarted
 	}

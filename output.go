@@ -8,6 +8,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,13 +19,15 @@ import (
 	"time"
 )
 
-// output is one resource's file.
+// output is one resource's file. Beside it, at holds how far it was logged, for
+// the next daemon, however this one ends.
 type output struct {
-	f   *os.File
-	log func(text string)
+	f, at *os.File
+	log   func(text string)
 
 	mu       sync.Mutex
 	offset   int64  // up to which it was read
+	kept     int64  // what at holds
 	rest     []byte // of a line without its end
 	allowed  int    // bytes that may be logged now
 	refilled time.Time
@@ -48,26 +51,42 @@ func (in *instance) output(rid string) (*output, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("cannot keep the output of %s: %w", rid, err)
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	o, err := openOutput(path, func(text string) { in.log(slog.LevelInfo, rid, text) })
 	if err != nil {
 		return nil, fmt.Errorf("cannot keep the output of %s: %w", rid, err)
 	}
 	changed, stop, err := in.watcher.add(path)
 	if err != nil {
-		f.Close()
+		o.close()
 		return nil, fmt.Errorf("cannot follow the output of %s: %w", rid, err)
-	}
-	o := &output{
-		f: f, log: func(text string) { in.log(slog.LevelInfo, rid, text) },
-		offset: in.logged[rid], allowed: outputBurst, refilled: time.Now(),
 	}
 	in.outputs[rid] = o
 	in.jobs.Go(func() {
-		defer f.Close()
+		defer o.close()
 		defer stop()
 		o.follow(in.ctx, changed)
 	})
 	return o, nil
+}
+
+func openOutput(path string, log func(text string)) (*output, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	at, err := os.OpenFile(path+".at", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	o := &output{f: f, at: at, log: log, allowed: outputBurst, refilled: time.Now()}
+	fmt.Fscan(at, &o.offset) // what cannot be read was not logged
+	o.offset = max(0, o.offset)
+	return o, nil
+}
+
+func (o *output) close() {
+	o.f.Close()
+	o.at.Close()
 }
 
 // follow reads what is written, as it is written. Who writes more than may be
@@ -124,7 +143,17 @@ func (o *output) drain() (flooded bool) {
 	if o.offset > outputKept && o.f.Truncate(0) == nil {
 		o.offset = 0
 	}
+	o.keep()
 	return flooded
+}
+
+// keep notes up to where the file was logged. A write fails only where the
+// output itself cannot be written any more.
+func (o *output) keep() {
+	if at := max(0, o.offset-int64(len(o.rest))); at != o.kept { // of a line that was cut, the end is logged
+		o.at.WriteAt(fmt.Appendf(nil, "%20d\n", at), 0)
+		o.kept = at
+	}
 }
 
 // lines logs whole lines, and keeps the rest of the last one.
@@ -135,7 +164,7 @@ func (o *output) lines(text []byte) {
 	o.rest = append(o.rest, text...)
 	for {
 		end := bytes.IndexByte(o.rest, '\n')
-		if end < 0 && len(o.rest) >= outputLine {
+		if (end < 0 || end > outputLine) && len(o.rest) >= outputLine {
 			end = outputLine - 1
 		}
 		if end < 0 {
@@ -162,17 +191,11 @@ func (o *output) end() string {
 	if len(o.rest) > 0 { // the command has ended, and with it its last line
 		o.log(string(o.rest))
 		o.rest = nil
+		o.keep()
 	}
 	text, _ := o.capture.text()
 	o.capture = nil
 	return text
-}
-
-// position tells up to where the file was logged, for the next daemon.
-func (o *output) position() int64 {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.offset - int64(len(o.rest))
 }
 
 // lastLine is the last line of an output that is not empty, bounded: what a

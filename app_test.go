@@ -268,9 +268,7 @@ func TestProgramStops(t *testing.T) {
 				if of.name == "asked" && a.read("bye") != "bye" {
 					t.Error("it was not asked to end")
 				}
-				if left := processesWith("OSVCRUN=" + a.paths.run); len(left) > 0 {
-					t.Errorf("left: %d", left)
-				}
+				waitFor(t, patience, "nothing is left", func() bool { return len(processesWith("OSVCRUN="+a.paths.run)) == 0 })
 				a.is("app#1", statusDown)
 				if err := a.do(verbStop); err != "<nil>" {
 					t.Errorf("stopped once more: %s", err)

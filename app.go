@@ -139,7 +139,7 @@ func (in *instance) awaitCheck(ctx context.Context, r *resource, within time.Dur
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("%w; its check says %s, %s", context.Cause(ctx), state, note)
+			return fmt.Errorf("%w; its check says %s%s", context.Cause(ctx), state, saying(note))
 		case <-time.After(pause):
 		}
 	}

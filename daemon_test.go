@@ -116,7 +116,7 @@ func TestThreadRestarts(t *testing.T) {
 		t.Error("the log does not tell each failure, with a panic's stack")
 	}
 	// One that worked for long begins anew.
-	d.do(func() { d.threads[1].created = time.Now().Add(-2 * settled) })
+	d.do(func() { d.threads[len(d.threads)-1].created = time.Now().Add(-2 * settled) })
 	s.orders <- func() error { return errors.New("after all") }
 	s.next(t, s.ended)
 	s.next(t, s.begun)

@@ -472,7 +472,7 @@ func (d *liveDaemon) wantNoStream(t *testing.T) {
 	waitFor(t, patience, "no stream is left", func() bool {
 		d.logs.write(slog.LevelInfo, "svc1", "app#1", "is anybody there")
 		_, wakes := d.watcher.count()
-		return d.streams.Load() == 0 && wakes == 0
+		return d.streams.Load() == 0 && wakes <= 1 // the monitor looks at the services' folder
 	})
 }
 

@@ -248,7 +248,7 @@ func TestOutputAllowance(t *testing.T) {
 
 func TestLastLine(t *testing.T) {
 	for text, want := range map[string]string{
-		"": "", "\n \n": "", "a": ": a", "a\nb\n\n": ": b", "a\r\nb \n": ": b",
+		"": "", "\n \n": "", "a": "a", "a\nb\n\n": "b", "a\r\nb \n": "b",
 	} {
 		if got := lastLine(text); got != want {
 			t.Errorf("of %q: %q, want %q", text, got, want)

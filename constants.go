@@ -169,6 +169,8 @@ const (
 	// actionsAtOnce and checksAtOnce bound what runs on this node.
 	actionsAtOnce = 32
 	checksAtOnce  = 16
+	// calmDelay is when the start of the services is mostly over.
+	calmDelay = 20 * time.Second
 	// linesWaiting bounds what the monitor has to log and has not yet.
 	linesWaiting = 1024
 	// dyingPatience is how long a daemon waits for one that may be ending.

@@ -174,9 +174,9 @@ func (a *actor) pid(name string) int {
 
 // processesWith lists those that have an entry in their environment.
 func processesWith(entry string) (pids []int) {
-	eachProcess(func(pid int, stat []string) {
+	eachPid(func(pid int) {
 		environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
-		if stat[statState] != "Z" && bytes.Contains(append([]byte{0}, environ...), []byte("\x00"+entry+"\x00")) {
+		if stat := processStat(pid); stat != nil && stat[statState] != "Z" && bytes.Contains(append([]byte{0}, environ...), []byte("\x00"+entry+"\x00")) {
 			pids = append(pids, pid)
 		}
 	})
@@ -629,7 +629,7 @@ func firstProcess(t *testing.T) {
 	commands.Wait()
 	waitFor(t, patience, "no zombie stays", func() bool {
 		others := 0
-		eachProcess(func(pid int, _ []string) {
+		eachPid(func(pid int) {
 			if pid != 1 {
 				others++
 			}

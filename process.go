@@ -58,10 +58,10 @@ func reapOrphans(ctx context.Context, ended <-chan os.Signal) {
 		case <-ended:
 		case <-time.After(time.Second): // a signal may stand for several
 		}
-		eachProcess(func(pid int, stat []string) {
+		eachPid(func(pid int) {
 			children.Lock()
 			defer children.Unlock()
-			if stat[statState] == "Z" && stat[statParent] == "1" && !children.pids[pid] {
+			if stat := processStat(pid); stat != nil && stat[statState] == "Z" && stat[statParent] == "1" && !children.pids[pid] {
 				unix.Wait4(pid, nil, unix.WNOHANG, nil)
 			}
 		})
@@ -70,20 +70,17 @@ func reapOrphans(ctx context.Context, ended <-chan os.Signal) {
 
 // Fields of /proc/<pid>/stat (proc(5)), counted behind the command's name.
 const (
-	statState   = 0
-	statParent  = 1
-	statSession = 3
-	statStart   = 19 // clock ticks after the boot
+	statState  = 0
+	statParent = 1
+	statStart  = 19 // clock ticks after the boot
 )
 
-// eachProcess calls f with every process and its fields.
-func eachProcess(f func(pid int, stat []string)) {
+// eachPid calls f with the number of every process.
+func eachPid(f func(pid int)) {
 	entries, _ := os.ReadDir("/proc") // without it, there is none to see
 	for _, entry := range entries {
 		if pid, err := strconv.Atoi(entry.Name()); err == nil {
-			if stat := processStat(pid); stat != nil {
-				f(pid, stat)
-			}
+			f(pid)
 		}
 	}
 }
@@ -114,18 +111,44 @@ func processStart(pid int) (uint64, error) {
 // command started are known, whatever session they are in.
 const marker = "OSVC_RUN_ID="
 
-// killMarked kills the processes that bear a mark, until none is left: more
-// may be forked meanwhile.
+// killMarked kills the processes that bear a mark. To look at all processes
+// takes a while, so calls that come at once share it.
 func killMarked(id string) {
-	mark := []byte("\x00" + marker + id + "\x00")
-	bears := func(pid int) bool {
-		environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) // another user's cannot be ours
-		return bytes.Contains(append([]byte{0}, environ...), mark)
+	sweeps.Lock()
+	if sweeps.next == nil {
+		sweeps.next = &sweep{ids: map[string]bool{}}
 	}
+	mine := sweeps.next
+	mine.ids[id] = true
+	sweeps.Unlock()
+	mine.once.Do(func() {
+		sweeps.one.Lock()
+		defer sweeps.one.Unlock()
+		sweeps.Lock()
+		sweeps.next = nil // who comes from now on is for the next one
+		sweeps.Unlock()
+		mine.run()
+	})
+}
+
+// sweep kills what bears any of its marks.
+type sweep struct {
+	ids  map[string]bool
+	once sync.Once
+}
+
+var sweeps struct {
+	sync.Mutex
+	next *sweep     // that has not begun
+	one  sync.Mutex // at a time
+}
+
+// run looks again until nothing is left: more may be forked meanwhile.
+func (s *sweep) run() {
 	for found, rounds := true, 0; found && rounds < 10; rounds++ {
 		found = false
-		eachProcess(func(pid int, stat []string) {
-			if stat[statState] == "Z" || !bears(pid) {
+		eachPid(func(pid int) {
+			if !s.marks(pid) {
 				return
 			}
 			pidfd, err := unix.PidfdOpen(pid, 0)
@@ -133,11 +156,23 @@ func killMarked(id string) {
 				return
 			}
 			defer unix.Close(pidfd)
-			if bears(pid) { // still the same process
+			if s.marks(pid) { // still the same process
 				found = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) == nil || found
 			}
 		})
 	}
+}
+
+// marks tells whether a process bears one of the marks. One that has ended
+// bears none.
+func (s *sweep) marks(pid int) bool {
+	environ, _ := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)) // another user's cannot be ours
+	for variable := range bytes.SplitSeq(environ, []byte{0}) {
+		if id, found := bytes.CutPrefix(variable, []byte(marker)); found && s.ids[string(id)] {
+			return true
+		}
+	}
+	return false
 }
 
 // runner runs argv to its end, or to ctx's, without a shell, and returns its

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -111,6 +112,7 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 	}
 	m.current.Store(s)
 	defer m.current.Store(nil)
+	calm := time.After(calmDelay)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
@@ -126,6 +128,8 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 			s.step(tickEvent{})
 		case <-tick.C:
 			s.step(tickEvent{})
+		case <-calm:
+			s.jobs.Go(debug.FreeOSMemory) // what starting took stays in the idle daemon's account otherwise
 		case <-folder:
 			s.report(s.scan())
 		case <-changed:

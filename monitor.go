@@ -226,6 +226,7 @@ func (e serviceEvent) apply(c *core) *monitored {
 	}
 	if s == nil {
 		s = &monitored{state: stateIdle, changed: c.now, frozen: e.frozen, intent: e.found}
+		s.Restarts = maps.Clone(e.found.Restarts) // the event is not the core's to change
 		if e.found.Failed != "" {
 			s.state, s.why = e.found.Failed, e.found.FailedWhy
 		}

@@ -324,6 +324,7 @@ func listServices(p paths) ([]string, error) {
 			names = append(names, name)
 		}
 	}
+	slices.Sort(names) // a-b.conf comes before a.conf, and a before a-b
 	return names, nil
 }
 

@@ -400,16 +400,21 @@ func (s *shell) known(name string) (*monitored, error) {
 
 // end stops all instances for the daemon's shutdown and waits; the error names
 // those that do not stop.
-func (m *monitorThread) end(ctx context.Context) error {
+func (m *monitorThread) end(ctx context.Context) (err error) {
 	if err := m.do(ctx, func(s *shell) { s.step(endEvent{true}) }); err != nil {
 		return err
 	}
+	defer func() {
+		if err != nil { // also of one that waits no longer: the daemon stays, and looks after its services
+			_ = m.do(context.WithoutCancel(ctx), func(s *shell) { s.step(endEvent{false}) })
+		}
+	}()
 	for {
 		var left, stuck []string
 		err := m.do(ctx, func(s *shell) {
 			for name, service := range s.core.services {
 				switch {
-				case service.acting != nil || !service.probed:
+				case service.acting != nil || !service.probed, service.state == stateFreezing, service.state == stateThawing:
 					left = append(left, name)
 				case !service.down():
 					stuck = append(stuck, name+" ("+service.why+")")
@@ -422,8 +427,7 @@ func (m *monitorThread) end(ctx context.Context) error {
 		case len(left) > 0:
 		case len(stuck) > 0:
 			slices.Sort(stuck)
-			err := fmt.Errorf("not stopped: %s; the daemon stays up", strings.Join(stuck, ", "))
-			return errors.Join(err, m.do(ctx, func(s *shell) { s.step(endEvent{false}) }))
+			return fmt.Errorf("not stopped: %s; the daemon stays up", strings.Join(stuck, ", "))
 		default:
 			return nil
 		}

@@ -88,11 +88,14 @@ func (appDriver) check(ctx context.Context, in *instance, r *resource) (status, 
 	case result.exit == 0:
 		return statusUp, ""
 	case r.exec != nil:
-		return statusWarn, fmt.Sprintf("runs, but check says exit status %d%s", result.exit, lastLine(result.output))
+		return statusWarn, fmt.Sprintf("runs, but check says exit status %d%s", result.exit, saying(result.output))
 	case r.script != nil && result.exit == 4:
-		return statusUndef, "status: exit status 4, unknown (LSB)" + lastLine(result.output)
+		return statusUndef, "status: exit status 4, unknown (LSB)" + saying(result.output)
 	}
-	return statusDown, fmt.Sprintf("exit status %d%s", result.exit, lastLine(result.output))
+	if said := saying(result.output); said != "" || result.exit != 1 && result.exit != 3 { // 3 is what LSB has for it
+		return statusDown, fmt.Sprintf("exit status %d%s", result.exit, said)
+	}
+	return statusDown, ""
 }
 
 // faults looks for programs that are not there, unless an earlier resource
@@ -116,7 +119,7 @@ func (appDriver) faults(s *service, r *resource, mounted bool) (faults []error) 
 func (in *instance) mustRun(ctx context.Context, r *resource, v verb, argv []string) error {
 	result, err := in.run(ctx, r, resourceCommand{argv: argv, timeout: r.timeoutOf(v, 0)})
 	if err == nil && result.exit != 0 {
-		err = fmt.Errorf("%s: exit status %d%s", argv[0], result.exit, lastLine(result.output))
+		err = fmt.Errorf("%s: exit status %d%s", argv[0], result.exit, saying(result.output))
 	}
 	return err
 }

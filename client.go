@@ -157,6 +157,9 @@ func (a caller) askOnce(ctx context.Context, host string, port int, peer, action
 		if err == nil && r.More {
 			continue
 		}
+		if r.More {
+			return err // who leaves a stream early closes it
+		}
 		// The listener closes first; a client that did would block its port.
 		conn.SetReadDeadline(time.Now().Add(finishDelay))
 		io.CopyN(io.Discard, in, replyLimit) // whatever it says, the exchange is over
@@ -217,16 +220,40 @@ func readEnvelope(in *bufio.Reader) ([]byte, error) {
 // errNoDaemon: nothing answers on the local socket.
 var errNoDaemon = errors.New("no daemon answers")
 
-// callTimeout bounds a question for which the asker set no bound.
-const callTimeout = 20 * time.Second
+// callTimeout bounds the wait for an answer where the asker set no bound;
+// frameTimeout, that for the next frame of a stream.
+const (
+	callTimeout  = 20 * time.Second
+	frameTimeout = 3 * logAlive
+)
+
+// boundSilence gives the asked one the time first until its first frame, and
+// frameTimeout for each that follows; what frame itself takes does not count.
+func boundSilence(ctx context.Context, first time.Duration, frame frameFunc) (context.Context, frameFunc, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(first, func() { cancel(context.DeadlineExceeded) })
+	return silence{ctx}, func(raw []byte, r replyJSON) error {
+			timer.Stop()
+			defer timer.Reset(frameTimeout)
+			return frame(raw, r)
+		}, func() {
+			timer.Stop()
+			cancel(context.Canceled)
+		}
+}
+
+// silence is a context whose Err tells a timeout from an interruption.
+type silence struct{ context.Context }
+
+func (s silence) Err() error { return context.Cause(s.Context) }
 
 // askLocal sends one request to the daemon of this machine. opened, unless
 // nil, gets the connection first.
 func askLocal(ctx context.Context, p paths, action string, options map[string]json.RawMessage, opened func(*net.UnixConn) error, frame frameFunc) error {
 	if _, bounded := ctx.Deadline(); !bounded {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callTimeout)
-		defer cancel()
+		var done func()
+		ctx, frame, done = boundSilence(ctx, callTimeout, frame)
+		defer done()
 	}
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "unix", p.socket())

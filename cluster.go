@@ -215,8 +215,8 @@ func (m *monitored) data() monitorData {
 	}
 	if m.Wanted != nil {
 		data.Wanted = nullable(m.Wanted.Verb)
-	} else if m.flag != "" {
-		data.Wanted = nullable(m.flag)
+	} else if m.Flag != "" {
+		data.Wanted = nullable(m.Flag)
 	}
 	for rid, used := range m.Restarts {
 		if used.Count > 0 {

@@ -101,8 +101,8 @@ func askNode(ctx context.Context, p paths, node, action string, options map[stri
 	if !c.isMember(node) {
 		return fmt.Errorf("cannot ask %q: it is not in cluster.nodes (%s)", node, strings.Join(c.members(), " "))
 	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
+	ctx, frame, done := boundSilence(ctx, callTimeout, frame)
+	defer done()
 	a := caller{network: hostNetwork{}, cluster: c.text("cluster.name"), node: c.node, key: keys[0], now: func() int64 { return time.Now().UnixMilli() }}
 	err = a.ask(ctx, c, node, action, options, frame)
 	var exit exitError

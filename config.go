@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -259,6 +260,16 @@ func (t keyTable) didYouMean(section, key string) string {
 	return nearest(section+"."+key, known)
 }
 
+// keysOf lists the keys of a section.
+func (t keyTable) keysOf(section string) (keys []string) {
+	for _, spec := range t {
+		if spec.section == section {
+			keys = append(keys, spec.key)
+		}
+	}
+	return keys
+}
+
 // nearest suggests what may have been meant, if something is near.
 func nearest(typed string, known []string) string {
 	best, found := 4, ""
@@ -367,6 +378,18 @@ func parseDuration(s string) (any, error) {
 		return nil, fmt.Errorf("%q is not a duration above 0, such as 500ms, 5s, 1m30s or 24h", s)
 	}
 	return d, nil
+}
+
+// parseSize reads `10k`, `2m`; a bare number is bytes, and may be negative
+// where that has a meaning.
+func parseSize(s string) (any, error) {
+	digits := strings.TrimRight(s, "kmgKMG")
+	unit, known := map[string]int64{"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}[strings.ToLower(s[len(digits):])]
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || !known || n > math.MaxInt64/unit || n < math.MinInt64/unit {
+		return nil, fmt.Errorf("%q is not a size in bytes, such as 4096, 10k or 2m", s)
+	}
+	return n * unit, nil
 }
 
 func parseCount(low, high int) func(string) (any, error) {

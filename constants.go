@@ -81,6 +81,8 @@ const (
 	firstBuffer = 1 << 10
 	// localLimit bounds the connections to the local socket.
 	localLimit = 256
+	// streamLimit bounds the streams that are served at once.
+	streamLimit = 64
 	// lettingGo is how long a socket that was replaced still serves what had
 	// begun before: the time of a handshake with a lost packet in it.
 	lettingGo = 2 * time.Second
@@ -109,6 +111,29 @@ const (
 	keysKept = 8
 	// iniSizeLimit bounds a configuration file, in bytes.
 	iniSizeLimit = 1 << 20
+)
+
+// Service logs.
+const (
+	// serviceLogSize is the size at which a log is rotated, in bytes. One old
+	// file is kept beside it.
+	serviceLogSize = 4 << 20
+	// logTextSize bounds the text of one entry, logLineSize that of each of its
+	// lines, in bytes.
+	logTextSize = 64 << 10
+	logLineSize = 4 << 10
+	// logFrameSize bounds the lines of one frame, in bytes; above the longest
+	// line.
+	logFrameSize = 64 << 10
+	// logBacklog is how much is shown unless asked otherwise, in bytes.
+	logBacklog = 10 << 10
+	// logAlive is the time between two signs of life to who follows a log.
+	logAlive = 5 * time.Second
+	// logPatience is how long a node may take to begin with its log, and how
+	// long who follows several waits to merge their backlogs.
+	logPatience = 5 * time.Second
+	// logAgain is the wait before a node that does not answer is asked again.
+	logAgain = time.Second
 )
 
 // The queue.
@@ -144,6 +169,10 @@ const (
 	// actionsAtOnce and checksAtOnce bound what runs on this node.
 	actionsAtOnce = 32
 	checksAtOnce  = 16
+	// linesWaiting bounds what the monitor has to log and has not yet.
+	linesWaiting = 1024
+	// dyingPatience is how long a daemon waits for one that may be ending.
+	dyingPatience = 300 * time.Millisecond
 	// lockPause is the wait before another try to lock an instance.
 	lockPause = 50 * time.Millisecond
 	// waitPause is how often --wait looks when nothing is said, and lastLines how

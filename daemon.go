@@ -42,13 +42,14 @@ type daemon struct {
 	queue     *dequeuer
 	peers     *peerTrust
 	journal   *journal
-	watch     *watcher
+	lastKnown lastKnown
+	outsiders *logLimit // what outsiders can cause to be logged
+	watcher   *watcher
 	logs      *serviceLog
+	streams   atomic.Int64 // that are served
 	monitor   *monitorThread
 	// background has a place for each service_action that nobody waits for.
 	background chan struct{}
-	lastKnown  lastKnown
-	outsiders  *logLimit // what outsiders can cause to be logged
 
 	calls chan func()
 	ended chan struct{} // closed when serve takes no more calls
@@ -109,6 +110,9 @@ func runDaemon(ctx context.Context, p paths, log *slog.Logger) (byRequest bool, 
 		return false, err
 	}
 	only, err := tryLock(p.lockFile("agentd"))
+	for end := time.Now().Add(dyingPatience); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); only, err = tryLock(p.lockFile("agentd")) {
+		time.Sleep(lockPause) // who holds it may have been killed just now
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		pid, _ := os.ReadFile(p.pidFile())
 		return false, fmt.Errorf("%w in %s, as process %s", errRunning, p.run, strings.TrimSpace(string(pid)))
@@ -153,10 +157,10 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 			"ahead", ahead.Round(time.Second), "file", p.clock())
 	}
 	d.journal = openJournal(p.journal(), log)
-	if d.watch, err = newWatcher(); err != nil {
+	if d.watcher, err = newWatcher(); err != nil {
 		return nil, err
 	}
-	d.logs = &serviceLog{p.log, func() string { return d.config.Load().node }}
+	d.logs = newServiceLog(p, func() string { return d.config.Load().node }, d.watcher, log)
 	d.monitor = &monitorThread{d: d}
 	d.background = make(chan struct{}, actionsAtOnce)
 	d.threads = []*thread{newListener(d).thread(), d.monitor.thread()}
@@ -194,6 +198,15 @@ func (d *daemon) firstConfig() error {
 	return nil
 }
 
+func (d *daemon) watchFiles() {
+	if d.watcher == nil {
+		return
+	}
+	if err := d.watcher.run(d.ctx); err != nil {
+		d.log.Error("changes of files are not noticed any more", "err", err)
+	}
+}
+
 // keepGood stores the text of c for a start with a broken node.conf.
 func (d *daemon) keepGood(c *config) {
 	if err := writeFile(d.paths.goodConf(), []byte(c.doc.String()), 0o600); err != nil {
@@ -209,6 +222,7 @@ func (d *daemon) serve(ctx context.Context) (byRequest bool, err error) {
 		return false, err
 	}
 	d.jobs.Go(func() { d.serveLocal(d.ctx, local) })
+	d.jobs.Go(d.watchFiles)
 	d.jobs.Go(func() { d.watchConfig(d.ctx) })
 	d.jobs.Go(func() { d.queue.work(d.ctx, d.paths) })
 	d.jobs.Go(func() { d.nodeStatus(d.ctx) }) // so that the journal knows the version of before an upgrade

@@ -9,20 +9,16 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,7 +28,8 @@ import (
 type instance struct {
 	paths   paths
 	node    string
-	watch   *watcher
+	watcher *watcher
+	run     commandRunner
 	log     func(level slog.Level, rid, text string)
 	seen    func(rid string, s status, note string) // a resource's state was seen
 	jobs    *sync.WaitGroup                         // of what outlives a call
@@ -47,6 +44,7 @@ type instance struct {
 	programs map[string]*program
 	ends     map[string]string // how a program that was there ended
 	outputs  map[string]*output
+	up       map[string]bool // resources that were seen up, or may be
 	done     journalEntry
 }
 
@@ -107,7 +105,6 @@ func (in *instance) perform(ctx context.Context, o order) error {
 	in.round++
 	in.mu.Unlock()
 	begun := time.Now()
-	in.log(slog.LevelInfo, "", in.describe(o))
 	if o.Verb != verbStart {
 		err = in.stop(ctx, s, o.Rids)
 	}
@@ -194,11 +191,12 @@ func (in *instance) start(ctx context.Context, s *service, rids []string) error 
 			in.tell(r, statusDown, "not started: "+err.Error())
 			continue
 		}
+		note := "not started: " + err.Error()
 		err = fmt.Errorf("%s: %w", r.rid, err)
 		if failure := in.rollBack(s, began); failure != nil {
 			return fmt.Errorf("%w; and then, of what had been started: %w", err, failure)
 		}
-		in.tell(r, statusDown, "not started: "+err.Error())
+		in.tell(r, statusDown, note)
 		return err
 	}
 	return nil
@@ -237,7 +235,7 @@ func (in *instance) stop(ctx context.Context, s *service, rids []string) error {
 }
 
 func (in *instance) stopOne(ctx context.Context, r *resource) error {
-	begun := time.Now()
+	begun, running := time.Now(), in.programOf(r.rid) != nil
 	if err := drivers[r.kind].stop(ctx, in, r); err != nil {
 		in.log(slog.LevelError, r.rid, "not stopped: "+err.Error())
 		state, _ := drivers[r.kind].check(ctx, in, r)
@@ -245,6 +243,9 @@ func (in *instance) stopOne(ctx context.Context, r *resource) error {
 		return err
 	}
 	in.tell(r, statusDown, "")
+	if r.exec != nil && !running {
+		return nil
+	}
 	in.log(slog.LevelInfo, r.rid, "stopped in "+time.Since(begun).Round(time.Millisecond).String())
 	return nil
 }
@@ -288,6 +289,20 @@ func (in *instance) idle(ctx context.Context) bool {
 	case <-ctx.Done():
 		return false
 	}
+}
+
+// held tells whether a resource was seen up, or was started, and not seen down
+// since.
+func (in *instance) held(rid string) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.up[rid]
+}
+
+func (in *instance) holds(rid string, up bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.up[rid] = up
 }
 
 // write notes down what is about to be done.
@@ -408,129 +423,6 @@ func (in *instance) settle(ctx context.Context) error {
 	return err
 }
 
-// resourceCommand is one run of a program for a resource.
-type resourceCommand struct {
-	argv    []string
-	env     []string      // beside what every command gets
-	timeout time.Duration // after which it is killed, with all that it started
-	quiet   bool          // a check: what it prints is not logged
-}
-
-// commandResult is how a command ended by itself.
-type commandResult struct {
-	exit   int
-	output string // the first commandOutput bytes of stdout and stderr
-}
-
-// run runs a command in a session of its own. Its output goes to the
-// resource's file, not to a pipe: what it leaves running may go on writing
-// there when it, or the daemon, has ended. An error tells that it could not be
-// run, was ended by a signal, or did not end in time.
-func (in *instance) run(ctx context.Context, r *resource, c resourceCommand) (commandResult, error) {
-	id := rand.Text()
-	var sink io.Writer
-	var printed func() string
-	if c.quiet {
-		buffer := &boundedBuffer{limit: commandOutput}
-		sink, printed = buffer, func() string { text, _ := buffer.text(); return text }
-	} else {
-		out, err := in.output(r.rid)
-		if err == nil {
-			err = in.noteCommand(id)
-		}
-		if err != nil {
-			return commandResult{}, err
-		}
-		out.begin()
-		sink, printed = out.f, out.end
-	}
-	cmd, err := in.launch(r, c, id, sink)
-	if err != nil {
-		printed()
-		return commandResult{}, err
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.timeout, fmt.Errorf("did not end within %s and was killed", c.timeout))
-	defer cancel()
-	late := waitProcess(ctx, cmd.Process.Pid)
-	if late != nil && !endSession(cmd, id) {
-		printed()
-		return commandResult{}, fmt.Errorf("%s %w, but it hangs in the kernel", c.argv[0], late)
-	}
-	err = waitChild(cmd)
-	result := commandResult{cmd.ProcessState.ExitCode(), printed()}
-	switch {
-	case late != nil:
-		return result, fmt.Errorf("%s %w%s", c.argv[0], late, lastLine(result.output))
-	case err != nil && result.exit < 0:
-		return result, fmt.Errorf("%s was ended by a signal: %w", c.argv[0], err)
-	}
-	return result, nil
-}
-
-// endSession kills a command with all that it started, and tells whether it
-// has ended. One that hangs in the kernel is reaped whenever that ends.
-func endSession(cmd *exec.Cmd, id string) bool {
-	unix.Kill(-cmd.Process.Pid, unix.SIGKILL) // not reaped: the number is its own
-	killMarked(id)
-	killed, cancel := context.WithTimeout(context.Background(), killDelay)
-	defer cancel()
-	if waitProcess(killed, cmd.Process.Pid) != nil {
-		go waitChild(cmd)
-		return false
-	}
-	return true
-}
-
-// launch starts a program for a resource in a session of its own. id marks it
-// and its descendants for killMarked.
-func (in *instance) launch(r *resource, c resourceCommand, id string, out io.Writer) (*exec.Cmd, error) {
-	cmd := exec.Command(c.argv[0], c.argv[1:]...)
-	cmd.Env = append(append(in.environment(r), c.env...), marker+id)
-	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = out, out
-	cmd.WaitDelay = outputDelay
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := startChild(cmd); err != nil {
-		return nil, fmt.Errorf("cannot run %s: %w", c.argv[0], err)
-	}
-	// The kernel shall not spare a service because it spares the daemon.
-	os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", cmd.Process.Pid), []byte("0"), 0)
-	return cmd, nil
-}
-
-// environment is what a command of a resource gets: the path, the folders,
-// who it is for, and nothing else of the daemon's own.
-func (in *instance) environment(r *resource) []string {
-	path := os.Getenv("PATH")
-	for _, dir := range []string{"/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"} {
-		if !slices.Contains(filepath.SplitList(path), dir) {
-			path = strings.TrimPrefix(path+":"+dir, ":")
-		}
-	}
-	env := []string{
-		"PATH=" + path, "OSVCETC=" + in.paths.etc, "OSVCVAR=" + in.paths.lib, "OSVCLOG=" + in.paths.log, "OSVCRUN=" + in.paths.run,
-		"OSVC_SVCNAME=" + in.name(), "OSVC_RID=" + r.rid, "OSVC_NODENAME=" + in.node,
-	}
-	for _, name := range []string{"HOME", "LANG", "TZ", "OCF_ROOT"} {
-		if value, ok := os.LookupEnv(name); ok {
-			env = append(env, name+"="+value)
-		}
-	}
-	return env
-}
-
-// timeoutOf is how long a verb may take; otherwise is what the driver knows,
-// or 0.
-func (r *resource) timeoutOf(v verb, otherwise time.Duration) time.Duration {
-	own := map[verb]time.Duration{verbStart: r.startTimeout, verbStop: r.stopTimeout}[v]
-	for _, d := range []time.Duration{own, r.timeout, otherwise} {
-		if d > 0 {
-			return d
-		}
-	}
-	return defaultTimeout
-}
-
 // frozen tells whether the flag file is there: a service's, or the node's.
 func (p paths) frozenFlag(service string) string {
 	if service == "" {
@@ -605,6 +497,9 @@ func (in *instance) readIntent() (intent, error) {
 	}
 	if kept.Boot != bootID() {
 		return intent{}, nil
+	}
+	for _, r := range in.service.resources {
+		in.up[r.rid] = kept.LocalExpect == expectStarted
 	}
 	return kept.intent, nil
 }

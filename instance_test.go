@@ -66,9 +66,9 @@ func actorOn(tb testing.TB, dir string, p paths, text string) *actor {
 	a := &actor{tb: tb, dir: dir, notes: map[string]string{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	a.instance = &instance{
-		paths: p, node: "node1", watch: watch, jobs: &a.jobs, ctx: ctx, service: s,
+		paths: p, node: "node1", watcher: watch, jobs: &a.jobs, ctx: ctx, service: s,
 		actions: make(chan struct{}, 4), checks: make(chan struct{}, 4), acting: make(chan struct{}, 1),
-		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{},
+		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},
 		log: func(_ slog.Level, rid, text string) {
 			a.noting.Lock()
 			defer a.noting.Unlock()
@@ -82,6 +82,8 @@ func actorOn(tb testing.TB, dir string, p paths, text string) *actor {
 			a.seen, a.notes[rid] = append(a.seen, rid+" "+string(s)), note
 		},
 	}
+	a.run = a.execute
+	a.jobs.Go(func() { must(tb, watch.run(ctx)) })
 	a.die = func() {
 		cancel()
 		a.jobs.Wait()

@@ -279,7 +279,10 @@ func isShortage(err error) bool {
 func (l *listener) serveConnection(ctx context.Context, c *connection) {
 	src := source{"tcp", netip.MustParseAddrPort(c.RemoteAddr().String())}
 	c.SetReadDeadline(time.Now().Add(requestDeadline))
-	defer context.AfterFunc(ctx, func() { c.SetReadDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() {
+		c.SetReadDeadline(time.Unix(1, 0))
+		c.SetWriteDeadline(time.Now().Add(finishDelay))
+	})()
 	raw, err := c.readRequest()
 	switch {
 	case errors.Is(err, errEmpty):
@@ -296,10 +299,24 @@ func (l *listener) serveConnection(ctx context.Context, c *connection) {
 		return
 	}
 	c.known()
-	reply := l.answer(ctx, x, err)
-	c.SetWriteDeadline(time.Now().Add(writeDeadline))
-	if _, err := c.Write(x.seal(reply)); err == nil {
+	err = l.d.send(ctx, l.answer(ctx, x, err), func(r reply) error {
+		boundWrite(ctx, c)
+		_, err := c.Write(x.seal(r))
+		x.context.frame++
+		return err
+	})
+	if err == nil {
 		c.finish()
+	}
+}
+
+// boundWrite bounds the write of one frame. When the daemon stops, there is
+// less time, also for the frame that is being written (by the AfterFunc of who
+// calls).
+func boundWrite(ctx context.Context, conn net.Conn) {
+	conn.SetWriteDeadline(time.Now().Add(writeDeadline))
+	if ctx.Err() != nil {
+		conn.SetWriteDeadline(time.Now().Add(finishDelay))
 	}
 }
 
@@ -357,7 +374,11 @@ type datagram struct {
 }
 
 func (l *listener) answerDatagram(ctx context.Context, s *sockets, x *exchange, err error, back datagram) {
-	reply := x.seal(l.answer(ctx, x, err))
+	r := l.answer(ctx, x, err)
+	if r.stream != nil {
+		r = replyOf(l.d, nil, fmt.Errorf("%s answers by a stream, which does not fit datagrams; use TCP", x.request.action))
+	}
+	reply := x.seal(r)
 	if len(reply) > datagramLimit {
 		reply = x.seal(replyOf(l.d, nil, fmt.Errorf("the reply of %d bytes does not fit a datagram; use TCP", len(reply))))
 	}

@@ -126,7 +126,7 @@ func TestSealedRefusals(t *testing.T) {
 		{"no time", func(w wireClient) []byte { return w.sealed(`{"to": "node1", "action": "ping"}`) }, "the request has no time"},
 		{"for another, unknown action", func(w wireClient) []byte { w.receiver = "node3"; return w.sealed(w.message("nonsense", "")) }, `this is node "node1", and the request is for "node3"`},
 		{"for nobody", func(w wireClient) []byte { w.receiver = ""; return w.sealed(w.message("ping", "")) }, `this is node "node1"`},
-		{"unknown action and option", func(w wireClient) []byte { return w.sealed(w.message("nonsense", `"x": 1`)) }, `unknown action "nonsense"; there are: cluster_status, daemon_`},
+		{"unknown action and option", func(w wireClient) []byte { return w.sealed(w.message("nonsense", `"x": 1`)) }, `unknown action "nonsense"; there are: clear, cluster_status, daemon_`},
 		{"unknown option", func(w wireClient) []byte { return w.sealed(w.message("daemon_stop", `"thread": "listener"`)) }, `unknown option "thread" of daemon_stop; there are: force, thr_id`},
 		{"option of the wrong type", func(w wireClient) []byte { return w.sealed(w.message("daemon_stop", `"thr_id": 5`)) }, `option "thr_id" of daemon_stop must be a string, not 5`},
 		{"join asks for something else", func(w wireClient) []byte { return join(w, "daemon_stop") }, `in the name of cluster "join" there is one action, join`},

@@ -65,18 +65,22 @@ func (d *daemon) serveLocal(ctx context.Context, local *net.UnixListener) {
 		served.Go(func() {
 			defer func() { <-places }()
 			defer conn.Close()
-			defer context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })()
+			defer context.AfterFunc(ctx, func() {
+				conn.SetReadDeadline(time.Unix(1, 0))
+				conn.SetWriteDeadline(time.Now().Add(finishDelay))
+			})()
 			d.serveLocalConnection(ctx, conn)
 		})
 	}
 }
 
 // serveLocalConnection answers requests in turn: each a JSON object, followed
-// by a newline or a NUL. Each reply is a line.
+// by a newline or a NUL. Each reply, or
+// frame of one, is a line.
 func (d *daemon) serveLocalConnection(ctx context.Context, conn *net.UnixConn) {
 	out := json.NewEncoder(conn)
 	send := func(r reply) error {
-		conn.SetWriteDeadline(time.Now().Add(writeDeadline))
+		boundWrite(ctx, conn)
 		return out.Encode(r)
 	}
 	if err := checkPeer(conn); err != nil {
@@ -98,7 +102,7 @@ func (d *daemon) serveLocalConnection(ctx context.Context, conn *net.UnixConn) {
 		if err != nil {
 			r = replyOf(d, nil, err)
 		}
-		if send(r) != nil {
+		if d.send(ctx, r, send) != nil {
 			return
 		}
 	}

@@ -15,7 +15,10 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Exit statuses; status commands have their own (show.go).
@@ -79,6 +82,7 @@ var commands = []command{
 	{"nodemgr freeze", "", "start and restart nothing by itself", bindNodeFlag("frozen")},
 	{"nodemgr thaw", "", "the opposite of freeze", bindNodeFlag("thawed")},
 	{"nodemgr ping", "", "ask whether a node's daemon answers", bindPing},
+	{"svcmgr logs", "", "show what a service logged on all its nodes", bindServiceLogs},
 	{"nodemgr queue add", "-- nodemgr|svcmgr ARG…", "queue a command", bindQueueAdd},
 	{"nodemgr queue list", "", "show what is queued, and the results", bindQueueList},
 	{"nodemgr dequeue actions", "", "run what is queued, oldest first", bindDequeue},
@@ -98,6 +102,8 @@ var commands = []command{
 	{"svcmgr thaw", "", "the opposite of freeze", bindOrder("thaw")},
 	{"svcmgr abort", "", "give up what was ordered and is not done", bindOrder("abort")},
 	{"svcmgr clear", "", "forget failures and counts of restarts, and go on", bindClear},
+	{"svcmgr compliance check", "", "run the modules that check the node for a service", bindCompliance("check")},
+	{"svcmgr compliance fix", "", "run the modules that mend what is not compliant", bindCompliance("fix")},
 }
 
 func main() {
@@ -242,6 +248,15 @@ func bindRun(*flag.FlagSet) func(context.Context, paths, []string) error {
 	return func(ctx context.Context, p paths, _ []string) error {
 		ctx, stop := untilSignal(ctx)
 		defer stop()
+		unix.Umask(0o022) // services inherit it; agentd's own files say their modes
+		if os.Getpid() == 1 {
+			ended := make(chan os.Signal, 1)
+			signal.Notify(ended, syscall.SIGCHLD)
+			var reaper sync.WaitGroup
+			reaper.Go(func() { reapOrphans(ctx, ended) })
+			defer reaper.Wait()
+			defer stop()
+		}
 		// A reader of the log that ends must not end the daemon.
 		signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 		byRequest, err := runDaemon(ctx, p, slog.New(logHandler(os.Stderr)))

@@ -67,6 +67,7 @@ const restartsForgotten = 5 * time.Minute
 type core struct {
 	node     string
 	frozen   bool         // the node's flag
+	wanted   string       // "frozen", "thawed": what the flag is to become, "" once it is
 	state    monitorState // of the node monitor
 	ending   bool         // daemon_shutdown: everything is to be stopped
 	services map[string]*monitored
@@ -90,7 +91,7 @@ type monitored struct {
 	why       string    // of a failed state; or why a service that should run does not
 	acting    *order    // what is being done
 	cancelled bool
-	flag      string // "frozen", "thawed": the flag is to become so, before wanted
+	ended     bool // the present shutdown has tried to stop it
 	resources map[string]*monitoredResource
 	intent
 }
@@ -98,6 +99,7 @@ type monitored struct {
 // intent is what shall outlive the daemon, but not the machine's next boot.
 type intent struct {
 	Wanted *order `json:"wanted,omitempty"` // ordered, not begun yet, or cut off
+	Flag   string `json:"flag,omitempty"`   // "frozen", "thawed": to become so, before wanted
 
 	LocalExpect  string              `json:"local_expect,omitempty"`
 	GlobalExpect string              `json:"global_expect,omitempty"`
@@ -109,7 +111,7 @@ type intent struct {
 // restarts of one resource.
 type restarts struct {
 	Count  int       `json:"count"`
-	Last   time.Time `json:"last,omitzero"`
+	Last   time.Time `json:"last,omitzero"`     // when it began, then when it ended
 	GaveUp string    `json:"gave_up,omitempty"` // why it is left down
 }
 
@@ -117,6 +119,7 @@ type monitoredResource struct {
 	status status
 	note   string    // why it is not up
 	since  time.Time // of status
+	added  bool      // to an instance that was there, and not seen up since
 }
 
 // order is something to do. Without rids it is for the whole instance.
@@ -228,15 +231,15 @@ func (e serviceEvent) apply(c *core) *monitored {
 		}
 		c.services[e.name] = s
 	}
-	s.spec = e.spec
-	known := s.resources
-	s.resources = map[string]*monitoredResource{}
+	before, known := s.spec, s.resources
+	s.spec, s.resources = e.spec, map[string]*monitoredResource{}
 	for _, r := range e.spec.resources {
-		s.resources[r.rid] = known[r.rid]
-		if s.resources[r.rid] == nil {
-			s.resources[r.rid] = &monitoredResource{status: statusUndef}
+		m := known[r.rid]
+		if m == nil || !r.disable && before.resource(r.rid).disable { // what was known of it is old
+			m = &monitoredResource{status: statusUndef, added: before != nil}
 			s.probed = s.probed && r.disable
 		}
+		s.resources[r.rid] = m
 	}
 	s.look()
 	return s
@@ -255,6 +258,9 @@ func (e statusEvent) apply(c *core) *monitored {
 		return s
 	}
 	r := s.resources[e.rid]
+	if r.status == statusUp && e.status != statusUp {
+		c.forget(s, e.rid, r.since)
+	}
 	if r.status != e.status || r.since.IsZero() {
 		r.since = c.now
 	}
@@ -262,15 +268,28 @@ func (e statusEvent) apply(c *core) *monitored {
 		s.setRestarts(e.rid, func(n *restarts) { n.GaveUp = "" })
 		c.save(s)
 	}
-	r.status, r.note = e.status, e.note
+	r.status, r.note, r.added = e.status, e.note, r.added && e.status != statusUp
 	s.look()
 	return s
 }
 
+// forget drops the count of a resource that was up for long. The time of an
+// action does not count: it may be up only for as long as its start waits.
+func (c *core) forget(s *monitored, rid string, since time.Time) {
+	had := s.Restarts[rid]
+	if had.Last.After(since) {
+		since = had.Last
+	}
+	acting := s.acting != nil && (s.acting.Rids == nil || slices.Contains(s.acting.Rids, rid))
+	if had.Count > 0 && !acting && c.now.Sub(since) >= restartsForgotten {
+		delete(s.Restarts, rid)
+		c.save(s)
+	}
+}
+
 func (e failedEvent) apply(c *core) *monitored {
 	if s := c.services[e.service]; s != nil {
-		s.Wanted = nil
-		c.enter(s, stateStopFailed, e.why)
+		c.fail(s, stateStopFailed, e.why)
 		return s
 	}
 	return nil
@@ -296,17 +315,34 @@ func (c *core) enter(s *monitored, state monitorState, why string) {
 	c.save(s)
 }
 
+// fail enters a failed state. A start that was to follow would be refused now.
+func (c *core) fail(s *monitored, state monitorState, why string) {
+	if s.Wanted != nil && s.Wanted.Verb != verbStop {
+		why += "; the " + string(s.Wanted.Verb) + " that was to follow is not done"
+		s.Wanted, s.LocalExpect = nil, ""
+	}
+	if s.Wanted == nil && s.Flag == "" {
+		s.GlobalExpect = "" // nothing would ever reach it
+	}
+	c.enter(s, state, why)
+}
+
 func (c *core) save(s *monitored) {
 	kept := s.intent
 	kept.Restarts = maps.Clone(s.Restarts)
 	switch o := s.acting; {
-	case o == nil || s.Wanted != nil:
-	case o.ByHand || o.Rids == nil:
-		kept.Wanted = o // a daemon that is cut off here leaves it to the next one
-	default: // a restart that is cut off does not count
+	case o == nil:
+	case !o.ByHand && o.Rids != nil: // a restart that is cut off does not count
 		for _, rid := range o.Rids {
-			delete(kept.Restarts, rid)
+			if n := kept.Restarts[rid]; n.Count > 1 {
+				n.Count--
+				kept.Restarts[rid] = n
+			} else {
+				delete(kept.Restarts, rid)
+			}
 		}
+	case s.Wanted == nil && (o.ByHand || o.Verb == verbStop):
+		kept.Wanted = o // a daemon that is cut off here leaves it to the next one
 	}
 	c.send(saveEffect{s.spec.name, kept})
 }
@@ -318,8 +354,16 @@ func (e doneEvent) apply(c *core) *monitored {
 	}
 	did := *s.acting
 	s.acting = nil
+	for _, rid := range did.Rids {
+		if s.Restarts[rid].Count > 0 {
+			s.setRestarts(rid, func(n *restarts) { n.Last = c.now }) // the delay, and the time up, begin now
+		}
+	}
 	switch {
 	case s.cancelled:
+		if did.Rids == nil && s.LocalExpect == expectStarted {
+			s.LocalExpect = "" // it was rolled back
+		}
 		c.enter(s, stateIdle, "")
 	case e.err == nil:
 		if did.Rids == nil && did.Verb != verbStop {
@@ -327,14 +371,14 @@ func (e doneEvent) apply(c *core) *monitored {
 		}
 		c.enter(s, stateIdle, "")
 	case !did.ByHand && did.Rids != nil: // one of the restarts that a resource has
-		c.enter(s, stateIdle, did.Rids[0]+": "+e.err.Error())
+		c.enter(s, stateIdle, e.err.Error())
 	case e.part == verbStop:
-		c.enter(s, stateStopFailed, e.err.Error())
+		c.fail(s, stateStopFailed, e.err.Error())
 	default:
 		if did.Rids == nil {
 			s.LocalExpect = "" // it was rolled back
 		}
-		c.enter(s, stateStartFailed, e.err.Error())
+		c.fail(s, stateStartFailed, e.err.Error())
 	}
 	s.cancelled = false
 	return s
@@ -342,9 +386,6 @@ func (e doneEvent) apply(c *core) *monitored {
 
 // decide looks at one instance and begins what is to be done next.
 func (c *core) decide(s *monitored) {
-	if !s.probed {
-		return
-	}
 	if s.acting != nil {
 		// Who wants it stopped does not wait for a start that hangs.
 		stop := s.Wanted != nil && s.Wanted.Verb == verbStop && s.Wanted.Rids == nil || c.ending
@@ -354,21 +395,21 @@ func (c *core) decide(s *monitored) {
 		}
 		return
 	}
-	avail, _ := s.status()
-	if s.state == stateFreezing || s.state == stateThawing {
+	if !s.probed || s.state == stateFreezing || s.state == stateThawing {
 		return
 	}
-	if s.flag != "" && s.flag != flagState(s.frozen, false) {
+	avail, _ := s.status()
+	if s.Flag != "" && s.Flag != flagState(s.frozen, false) {
 		c.flag(s)
 		return
 	}
-	s.flag = ""
+	s.Flag = ""
 	switch {
 	case c.ending:
-		if s.down() || s.state == stateStopFailed {
+		if s.down() || s.ended && s.state == stateStopFailed {
 			return
 		}
-		s.LocalExpect = ""
+		s.LocalExpect, s.ended = "", true
 		c.act(s, order{Verb: verbStop}, "the daemon shuts down")
 	case s.Wanted != nil:
 		o := *s.Wanted
@@ -387,30 +428,6 @@ func (c *core) decide(s *monitored) {
 		c.orchestrate(s)
 	}
 	c.reached(s)
-}
-
-// begin does a person's order, unless there is nothing to do.
-func (c *core) begin(s *monitored, o order, avail status) {
-	if o.Verb == verbStop && o.Rids != nil {
-		for _, rid := range o.Rids {
-			s.setRestarts(rid, func(r *restarts) { r.GaveUp = "stopped by hand" })
-		}
-	} else {
-		// A start by hand begins a new life: old restarts do not count.
-		for _, r := range s.spec.resources {
-			if o.Rids == nil || slices.Contains(o.Rids, r.rid) {
-				delete(s.Restarts, r.rid)
-			}
-		}
-	}
-	_, overall := s.status()
-	switch {
-	case o.Verb == verbStart && o.Rids == nil && avail == statusUp && overall == statusUp, o.Verb == verbStop && o.Rids == nil && s.down() && !s.state.failed():
-		c.because(s, "")
-		c.save(s)
-	default:
-		c.act(s, o, "")
-	}
 }
 
 // act begins an order.
@@ -435,7 +452,7 @@ func (c *core) orchestrate(s *monitored) {
 		c.because(s, "")
 	case s.spec.orchestrate == "start" && s.spec.nodes[0] != c.node:
 		c.because(s, "orchestrate = start: it starts by itself on "+s.spec.nodes[0]+" only")
-	case c.frozen:
+	case c.isFrozen():
 		c.because(s, "this node is frozen; to start services by itself again: nodemgr thaw --local")
 	case s.frozen:
 		c.because(s, "frozen; to let it start by itself: svcmgr -s "+name+" thaw --local")
@@ -458,43 +475,45 @@ func (s *monitored) unclear() string {
 	return ""
 }
 
-// recover restarts what is down in an instance that shall be up.
+// recover restarts what is down in an instance that shall be up: one resource
+// at a time, in the file's order, so that one that fails takes no other down.
 func (c *core) recover(s *monitored) {
-	var down []string
-	var spent *resource
+	var next, spent *resource
+	waiting := ""
 	for _, r := range s.spec.resources {
 		m, had := s.resources[r.rid], s.Restarts[r.rid]
 		if r.disable || m.status != statusDown || had.GaveUp != "" {
 			continue
 		}
-		if c.frozen || s.frozen {
-			c.because(s, fmt.Sprintf("%s is down, and frozen services are not restarted; to have it restarted: svcmgr -s %s thaw --local", r.rid, s.spec.name))
+		if c.isFrozen() || s.frozen {
+			c.because(s, fmt.Sprintf("%s is down, and frozen services are not restarted; to have it restarted: %s", r.rid, c.thaw(s)))
 			return
-		}
-		if had.Count > 0 && m.since.Sub(had.Last) >= restartsForgotten {
-			had.Count = 0
 		}
 		if had.Count >= r.restart {
 			s.setRestarts(r.rid, func(n *restarts) {
 				n.GaveUp = fmt.Sprintf("restarts used up: %d of %d", had.Count, r.restart)
 			})
 			c.save(s)
-			if r.monitor && spent == nil {
+			if r.monitor && !m.added && spent == nil {
 				spent = r
 			}
 			continue
 		}
-		if next := had.Last.Add(r.restartDelay); had.Count > 0 && next.After(c.now) {
-			c.send(wakeEffect{next})
-			continue
+		if due := had.Last.Add(r.restartDelay); had.Count > 0 && due.After(c.now) {
+			c.send(wakeEffect{due})
+			waiting = fmt.Sprintf("%s is down, and restarted %s after the last time (%d of %d)", r.rid, r.restartDelay, had.Count, r.restart)
+		} else {
+			next = r
 		}
-		s.setRestarts(r.rid, func(n *restarts) { *n = restarts{Count: had.Count + 1, Last: c.now} })
-		down = append(down, r.rid)
+		break // what comes later may need it
 	}
 	switch {
 	case spent != nil && c.monitorAction(s, spent):
-	case down != nil:
-		c.act(s, order{Verb: verbRestart, Rids: down}, down[0]+" is down: "+s.resources[down[0]].note)
+	case next != nil:
+		s.setRestarts(next.rid, func(n *restarts) { n.Count, n.Last = n.Count+1, c.now })
+		c.act(s, order{Verb: verbRestart, Rids: []string{next.rid}}, next.rid+" is down: "+s.resources[next.rid].note)
+	case waiting != "":
+		c.because(s, waiting)
 	default:
 		c.because(s, s.givenUp())
 	}
@@ -511,7 +530,15 @@ func (s *monitored) givenUp() string {
 	if left == nil {
 		return ""
 	}
-	return strings.Join(left, ", ") + "; to try again: svcmgr -s " + s.spec.name + " clear"
+	return strings.Join(left, ", ") + "; to try again: svcmgr -s " + s.spec.name + " start --local"
+}
+
+// thaw is what lets the instance be restarted by itself.
+func (c *core) thaw(s *monitored) string {
+	if c.isFrozen() {
+		return "nodemgr thaw --local"
+	}
+	return "svcmgr -s " + s.spec.name + " thaw --local"
 }
 
 func (s *monitored) setRestarts(rid string, change func(*restarts)) {
@@ -529,7 +556,7 @@ func (c *core) monitorAction(s *monitored, r *resource) bool {
 	switch s.spec.monitorAction {
 	case "freezestop":
 		c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), "monitor_action freezestop: " + r.rid + " stays down"})
-		s.LocalExpect, s.flag, s.Wanted = "", "frozen", &order{Verb: verbStop}
+		s.Flag, s.Wanted = "frozen", &order{Verb: verbStop}
 		c.flag(s)
 		return true
 	case "switch":
@@ -537,18 +564,6 @@ func (c *core) monitorAction(s *monitored, r *resource) bool {
 		c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), "monitor_action switch: " + r.rid + " stays down, and there is no other node that could take over"})
 	}
 	return false
-}
-
-// reached ends a global expect that has come true.
-func (c *core) reached(s *monitored) {
-	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.flag != "" || s.state != stateIdle {
-		return
-	}
-	avail, _ := s.status()
-	if up := s.GlobalExpect == "started" || s.GlobalExpect == "restarted"; !up || avail == statusUp {
-		s.GlobalExpect = ""
-		c.save(s)
-	}
 }
 
 // status adds up the resources. A resource that was left down makes a warning

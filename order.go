@@ -7,6 +7,7 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -38,11 +39,14 @@ func (e serviceOrder) apply(c *core) *monitored {
 		return s
 	}
 	if e.clear || e.reset {
+		gaveUp := s.givenUp() != ""
 		s.Restarts = nil
 		if e.clear && s.state.failed() {
 			c.enter(s, stateIdle, "")
+		} else if e.clear {
+			s.Failed, s.FailedWhy = "", "" // while its flag is written
 		}
-		if e.clear && s.down() && s.LocalExpect == expectStarted {
+		if e.clear && gaveUp && s.down() && s.LocalExpect == expectStarted {
 			s.LocalExpect = "" // as if it had never run: orchestrate begins anew
 		}
 	}
@@ -51,40 +55,49 @@ func (e serviceOrder) apply(c *core) *monitored {
 		if e.rids == nil {
 			s.LocalExpect = e.localExpect
 		}
-		s.Wanted = &order{verbStart, e.rids, true}
-		if e.localExpect == expectStopped {
-			s.Wanted.Verb = verbStop
-		}
+		s.want(e.localExpect, e.rids)
 	case "frozen", "thawed":
-		s.flag = e.localExpect
+		s.Flag = e.localExpect
 	case "unset":
 		s.LocalExpect, s.Wanted = "", nil
 	case "restarted":
 		if e.rids == nil {
 			s.LocalExpect = expectStarted
 		}
-		s.Wanted = &order{verbRestart, e.rids, true}
+		s.want("restarted", e.rids)
 	}
 	c.expectGlobally(s, e.globalExpect)
 	c.save(s)
 	return s
 }
 
+var localVerbs = map[string]verb{expectStarted: verbStart, expectStopped: verbStop, "restarted": verbRestart}
+
+// want is a person's order for this instance. Resources join those that wait
+// for the same; refused has seen to the rest.
+func (s *monitored) want(expect string, rids []string) {
+	if s.Wanted != nil && rids != nil {
+		rids = slices.Compact(slices.Sorted(slices.Values(append(rids[:len(rids):len(rids)], s.Wanted.Rids...))))
+	}
+	s.Wanted = &order{localVerbs[expect], rids, true}
+}
+
 // expectGlobally takes a global expect where this node is the only one.
 func (c *core) expectGlobally(s *monitored, expect string) {
+	// What is expected of the instance changes when the order is carried out.
 	switch expect {
 	case "":
 		return
 	case "started":
-		s.flag, s.Wanted, s.LocalExpect = "thawed", &order{Verb: verbStart, ByHand: true}, expectStarted
+		s.Flag, s.Wanted = "thawed", &order{Verb: verbStart, ByHand: true}
 	case "stopped", "shutdown":
-		s.flag, s.Wanted, s.LocalExpect = "frozen", &order{Verb: verbStop, ByHand: true}, ""
+		s.Flag, s.Wanted = "frozen", &order{Verb: verbStop, ByHand: true}
 	case "restarted":
-		s.Wanted, s.LocalExpect = &order{Verb: verbRestart, ByHand: true}, expectStarted
+		s.Wanted = &order{Verb: verbRestart, ByHand: true}
 	case "frozen", "thawed":
-		s.flag = expect
+		s.Flag = expect
 	case "aborted", "unset":
-		s.flag, s.Wanted, expect = "", nil, ""
+		s.Flag, s.Wanted, expect = "", nil, ""
 	}
 	s.GlobalExpect = expect
 }
@@ -105,21 +118,62 @@ func (e serviceOrder) refused(c *core, s *monitored) error {
 			return fmt.Errorf("%s: %s is disabled; to use it: svcmgr -s %s unset --param %s.disable", name, rid, name, rid)
 		}
 	}
-	switch {
-	case starts && s.state.failed() && !e.clear:
-		return fmt.Errorf("%s is in state %q (%s); mend that, then: svcmgr -s %s clear", name, s.state, s.why, name)
+	switch w := s.Wanted; {
+	case e.rids != nil && w != nil && (w.Rids == nil || w.Verb != localVerbs[e.localExpect]):
+		return fmt.Errorf("%s has another order to carry out first, to %s; order this one again afterwards, or withdraw that: svcmgr -s %s abort", name, w.Verb, name)
+	case starts && s.Failed != "" && !e.clear:
+		return fmt.Errorf("%s is in state %q (%s); mend that, then: svcmgr -s %s clear", name, s.Failed, s.FailedWhy, name)
 	case starts && c.ending:
 		return fmt.Errorf("%s is not started: the daemon shuts down", name)
-	case e.globalExpect != "" && len(s.spec.nodes) > 1:
+	case e.globalExpect != "" && e.globalExpect != "aborted" && len(s.spec.nodes) > 1:
 		return fmt.Errorf("%s may run on %s, and orders to several nodes are not part of this version; order each by itself, with --local or --node", name, strings.Join(s.spec.nodes, " "))
 	}
 	return nil
 }
 
+// begin does a person's order, unless there is nothing to do.
+func (c *core) begin(s *monitored, o order, avail status) {
+	if o.Verb == verbStop && o.Rids != nil {
+		for _, rid := range o.Rids {
+			s.setRestarts(rid, func(r *restarts) { r.GaveUp = "stopped by hand" })
+		}
+	} else {
+		// A start by hand begins a new life: old restarts do not count.
+		for _, r := range s.spec.resources {
+			if o.Rids == nil || slices.Contains(o.Rids, r.rid) {
+				delete(s.Restarts, r.rid)
+			}
+		}
+	}
+	if o.Verb == verbStop && o.Rids == nil && s.LocalExpect == expectStarted {
+		s.LocalExpect = "" // not before, since a flag that is not written takes the order back
+	}
+	_, overall := s.status()
+	switch {
+	case o.Verb == verbStart && o.Rids == nil && avail == statusUp && overall == statusUp, o.Verb == verbStop && o.Rids == nil && s.down() && !s.state.failed():
+		c.because(s, "")
+		c.save(s)
+	default:
+		c.act(s, o, "")
+	}
+}
+
+// reached ends a global expect that has come true.
+func (c *core) reached(s *monitored) {
+	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.Flag != "" {
+		return
+	}
+	avail, _ := s.status()
+	if up := s.GlobalExpect == "started" || s.GlobalExpect == "restarted"; !up || avail == statusUp || avail == statusNA {
+		s.GlobalExpect = ""
+		c.save(s)
+	}
+}
+
 // flag begins the write of the frozen flag.
 func (c *core) flag(s *monitored) {
-	c.enter(s, monitorState(flagState(s.flag == "frozen", true)), "")
-	c.send(flagEffect{s.spec.name, s.flag == "frozen"})
+	c.enter(s, monitorState(flagState(s.Flag == "frozen", true)), "")
+	c.send(flagEffect{s.spec.name, s.Flag == "frozen"})
 }
 
 func (e flagEvent) apply(c *core) *monitored {
@@ -129,9 +183,10 @@ func (e flagEvent) apply(c *core) *monitored {
 		if e.err == nil {
 			c.frozen = e.frozen
 		} else {
-			why = e.err.Error()
+			c.wanted, why = "", e.err.Error()
 		}
 		c.send(transitionEffect{"", flagState(e.frozen, true), string(stateIdle), why})
+		c.flagNode()
 		return nil
 	}
 	s := c.services[e.service]
@@ -140,9 +195,17 @@ func (e flagEvent) apply(c *core) *monitored {
 	}
 	why := s.FailedWhy
 	if e.err != nil {
-		s.flag, s.Wanted, s.GlobalExpect, why = "", nil, "", e.err.Error() // what was to follow relied on it
-	} else if s.frozen = e.frozen; s.flag == flagState(e.frozen, false) {
-		s.flag = ""
+		if s.Wanted != nil && (!s.Wanted.ByHand || s.GlobalExpect != "frozen" && s.GlobalExpect != "thawed" && s.GlobalExpect != "") {
+			s.Wanted = nil // it was to follow, and relied on the flag
+		}
+		s.Flag, s.GlobalExpect = "", ""
+		if s.Failed != "" { // that reason is the one to keep
+			c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), e.err.Error()})
+		} else {
+			why = e.err.Error()
+		}
+	} else if s.frozen = e.frozen; s.Flag == flagState(e.frozen, false) {
+		s.Flag = ""
 	}
 	c.enter(s, cmp.Or(s.Failed, stateIdle), why)
 	return s
@@ -162,15 +225,32 @@ func flagState(frozen, changing bool) string {
 }
 
 func (e nodeOrder) apply(c *core) *monitored {
-	if c.frozen != e.frozen && c.state == stateIdle {
-		c.state = monitorState(flagState(e.frozen, true))
-		c.send(transitionEffect{"", string(stateIdle), string(c.state), ""})
-		c.send(flagEffect{"", e.frozen})
-	}
+	c.wanted = flagState(e.frozen, false)
+	c.flagNode()
 	return nil
+}
+
+// isFrozen tells whether the node is, or shall be, which counts at once.
+func (c *core) isFrozen() bool { return c.frozen || c.wanted == "frozen" }
+
+// flagNode begins the write of the node's flag, unless one goes on: the order
+// that came last is carried out after it.
+func (c *core) flagNode() {
+	switch frozen := c.wanted == "frozen"; {
+	case c.state != stateIdle:
+	case c.wanted == "" || frozen == c.frozen:
+		c.wanted = ""
+	default:
+		c.state = monitorState(flagState(frozen, true))
+		c.send(transitionEffect{"", string(stateIdle), string(c.state), ""})
+		c.send(flagEffect{"", frozen})
+	}
 }
 
 func (e endEvent) apply(c *core) *monitored {
 	c.ending = e.ending
+	for _, s := range c.services {
+		s.ended = false
+	}
 	return nil
 }

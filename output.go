@@ -55,7 +55,7 @@ func (in *instance) output(rid string) (*output, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot keep the output of %s: %w", rid, err)
 	}
-	changed, stop, err := in.watch.add(path)
+	changed, stop, err := in.watcher.add(path)
 	if err != nil {
 		o.close()
 		return nil, fmt.Errorf("cannot follow the output of %s: %w", rid, err)
@@ -198,12 +198,18 @@ func (o *output) end() string {
 	return text
 }
 
-// lastLine is the last line of an output, for a message: what a command says
-// last is mostly why it failed.
+// lastLine is the last line of an output that is not empty, bounded: what a
+// command says last is mostly why it failed.
 func lastLine(text string) string {
 	text = strings.TrimSpace(text)
-	if text = text[strings.LastIndexByte(text, '\n')+1:]; text == "" {
-		return ""
+	text = strings.TrimSpace(text[strings.LastIndexByte(text, '\n')+1:])
+	return strings.ToValidUTF8(text[:min(len(text), 300)], "")
+}
+
+// saying adds the last line to a message, if there is one.
+func saying(output string) string {
+	if said := lastLine(output); said != "" {
+		return ": " + said
 	}
-	return ": " + shortened(text)
+	return ""
 }

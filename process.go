@@ -150,7 +150,13 @@ type runner func(ctx context.Context, argv []string, stdout, stderr io.Writer) (
 const outputDelay = 100 * time.Millisecond
 
 func runCommand(ctx context.Context, argv []string, stdout, stderr io.Writer) (int, error) {
+	return runCommandWith(ctx, nil, argv, stdout, stderr)
+}
+
+// runCommandWith is runCommand with variables beside those of this process.
+func runCommandWith(ctx context.Context, env, argv []string, stdout, stderr io.Writer) (int, error) {
 	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = outputDelay

@@ -5,6 +5,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -31,6 +32,10 @@ type reply struct {
 	Data    any    `json:"data,omitempty"`
 	Sources any    `json:"sources,omitempty"` // daemon_blacklist_status
 	More    bool   `json:"more,omitempty"`    // another frame follows
+
+	// stream, unless nil, makes what is sent instead of this reply: the frames
+	// that it emits, and one without data at its end (send).
+	stream func(ctx context.Context, emit func(data any) error) error
 }
 
 // replyOf makes the reply of data or of err. Data stands in every reply with
@@ -61,10 +66,11 @@ const (
 	optionFlag                // true, false
 	optionList                // of strings
 	optionDuration            // as in node.conf: "5s"
+	optionNumber              // an integer; sizes as in node.conf too: "10k"
 )
 
 func (t optionType) String() string {
-	return [...]string{"a string", "true or false", "a list of strings", `a duration such as "5s"`}[t]
+	return [...]string{"a string", "true or false", "a list of strings", `a duration such as "5s"`, `an integer, or a size such as "10k"`}[t]
 }
 
 var actions = map[string]action{
@@ -91,6 +97,7 @@ var actions = map[string]action{
 	"service_action": {onService(map[string]optionType{
 		"command": optionList, "cmd": optionList, "sync": optionFlag,
 	}), handleServiceAction},
+	"service_logs": {onService(map[string]optionType{"backlog": optionNumber, "follow": optionFlag}), handleServiceLogs},
 }
 
 // options are values of the types that the action names; those that were not
@@ -98,6 +105,7 @@ var actions = map[string]action{
 type options map[string]any
 
 func (o options) text(name string) string { s, _ := o[name].(string); return s }
+func (o options) flag(name string) bool   { f, _ := o[name].(bool); return f }
 func (o options) list(name string) []string {
 	l, _ := o[name].([]string)
 	return l
@@ -105,6 +113,12 @@ func (o options) list(name string) []string {
 func (o options) duration(name string, otherwise time.Duration) time.Duration {
 	if d, ok := o[name].(time.Duration); ok {
 		return d
+	}
+	return otherwise
+}
+func (o options) number(name string, otherwise int64) int64 {
+	if n, ok := o[name].(int64); ok {
+		return n
 	}
 	return otherwise
 }
@@ -172,6 +186,12 @@ func (t optionType) decode(raw json.RawMessage) (any, error) {
 		var v bool
 		err := json.Unmarshal(raw, &v)
 		return v, err
+	case optionNumber:
+		var v int64
+		if !bytes.HasPrefix(raw, []byte(`"`)) {
+			err := json.Unmarshal(raw, &v)
+			return v, err
+		}
 	case optionList:
 		var v []*string
 		if err := json.Unmarshal(raw, &v); err != nil {
@@ -190,8 +210,11 @@ func (t optionType) decode(raw json.RawMessage) (any, error) {
 	if err := json.Unmarshal(raw, &text); err != nil {
 		return nil, err
 	}
-	if t == optionDuration {
+	switch t {
+	case optionDuration:
 		return parseDuration(text)
+	case optionNumber:
+		return parseSize(text)
 	}
 	return text, nil
 }
@@ -206,6 +229,12 @@ func (t optionType) encode(text string) (json.RawMessage, error) {
 			return nil, fmt.Errorf("%q is not %s", text, t)
 		}
 		v = flag
+	case optionNumber:
+		n, err := parseSize(text)
+		if err != nil {
+			return nil, err
+		}
+		v = n
 	case optionList:
 		var list []string
 		if err := json.Unmarshal([]byte(text), &list); err != nil {
@@ -249,6 +278,42 @@ func (d *daemon) execute(ctx context.Context, r request) (answer reply, err erro
 		return reply{}, fmt.Errorf("%s failed by an error in agentd; its log says more", r.action)
 	}
 	return answer, err
+}
+
+// errStreamEnds is told to those whose stream the daemon ends.
+var errStreamEnds = errors.New("the daemon, or its listener, is stopping")
+
+// send has write send a reply, or each frame of a stream. It returns write's
+// error: the client is gone, or reads too slowly.
+func (d *daemon) send(ctx context.Context, r reply, write func(reply) error) error {
+	if r.stream == nil {
+		return write(r)
+	}
+	defer d.streams.Add(-1)
+	if d.streams.Add(1) > streamLimit {
+		return write(replyOf(d, nil, fmt.Errorf("%d streams are served already; end one of them", streamLimit)))
+	}
+	var lost, err error
+	failure := guarded(func() error {
+		err = r.stream(ctx, func(data any) error {
+			if ctx.Err() != nil {
+				return errStreamEnds
+			}
+			frame := replyOf(d, data, nil)
+			frame.More = true
+			lost = write(frame)
+			return lost
+		})
+		return nil
+	})
+	if failure != nil {
+		d.log.Error("a stream failed", "err", failure)
+		err = errors.New("the stream failed by an error in agentd; its log says more")
+	}
+	if lost != nil {
+		return lost
+	}
+	return write(replyOf(d, nil, err))
 }
 
 func handlePing(_ context.Context, d *daemon, _ options) (reply, error) {

@@ -5,7 +5,6 @@
 package main
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -384,6 +383,9 @@ func (s status) merge(other status) status {
 // optional, overall all of them.
 func instanceStatus(resources []*resource, of func(rid string) status) (avail, overall status) {
 	avail, overall = statusUndef, statusUndef
+	if !slices.ContainsFunc(resources, func(r *resource) bool { return !r.optional }) {
+		avail = statusNA // as available as it can be
+	}
 	for _, r := range resources {
 		state := of(r.rid)
 		if r.disable {
@@ -394,8 +396,7 @@ func instanceStatus(resources []*resource, of func(rid string) status) (avail, o
 		}
 		overall = overall.merge(state)
 	}
-	// An instance of optional resources alone is as available as it can be.
-	return cmp.Or(avail, statusNA), cmp.Or(overall, statusNA)
+	return avail, overall
 }
 
 // serviceStatus adds up the instances of a failover service: up where one is,

@@ -35,6 +35,8 @@ type shell struct {
 	actions chan struct{} // a place for each action
 	checks  chan struct{}
 
+	lines chan func() // to be logged
+
 	core      *core
 	instances map[string]*localInstance
 	files     map[string]*serviceFile
@@ -70,7 +72,7 @@ func (m *monitorThread) report() (config, stats map[string]any) {
 }
 
 func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error {
-	folder, unwatch, err := m.d.watch.add(m.d.paths.etc)
+	folder, unwatch, err := m.d.watcher.add(m.d.paths.etc)
 	if err != nil {
 		return err
 	}
@@ -90,9 +92,17 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 		d: m.d, ctx: ctx, core: newCore(m.d.config.Load().node),
 		events: make(chan event), calls: make(chan func()), ended: make(chan struct{}),
 		actions: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
-		instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+		lines: make(chan func(), linesWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
 	}
 	s.core.frozen = isFrozen(m.d.paths, "")
+	var logging sync.WaitGroup
+	logging.Go(func() {
+		for line := range s.lines {
+			line()
+		}
+	})
+	defer logging.Wait()
+	defer close(s.lines)
 	defer s.jobs.Wait()
 	defer cancel()
 	defer close(s.ended)
@@ -220,10 +230,21 @@ func (s *shell) logTransition(f transitionEffect) {
 	if monitorState(f.to).failed() {
 		level = slog.LevelError
 	}
-	if f.service != "" {
-		s.d.logs.write(level, f.service, "", text)
+	s.say(func() {
+		if f.service != "" {
+			s.d.logs.write(level, f.service, "", text)
+		}
+		s.d.log.Log(s.ctx, level, "monitor", "service", f.service, "from", f.from, "to", f.to, "why", f.why)
+	})
+}
+
+// say has something logged, in order, by another goroutine: a disk that hangs
+// must not keep the core from its decisions. What does not fit is not logged.
+func (s *shell) say(line func()) {
+	select {
+	case s.lines <- line:
+	default:
 	}
-	s.d.log.Log(s.ctx, level, "monitor", "service", f.service, "from", f.from, "to", f.to, "why", f.why)
 }
 
 // order takes a person's order, and returns why it was refused.
@@ -319,9 +340,9 @@ func (s *shell) newInstance(spec *service) *localInstance {
 	name := spec.name
 	in := &localInstance{stop: stop}
 	in.instance = &instance{
-		paths: s.d.paths, node: s.core.node, watch: s.d.watch, jobs: &s.jobs, ctx: ctx, service: spec,
+		paths: s.d.paths, node: s.core.node, watcher: s.d.watcher, jobs: &s.jobs, ctx: ctx, service: spec,
 		actions: s.actions, checks: s.checks, acting: make(chan struct{}, 1),
-		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{},
+		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},
 		log: func(level slog.Level, rid, text string) { s.d.logs.write(level, name, rid, text) },
 		seen: func(rid string, state status, note string) {
 			if in.settled.Load() {
@@ -329,6 +350,7 @@ func (s *shell) newInstance(spec *service) *localInstance {
 			}
 		},
 	}
+	in.run = in.execute
 	return in
 }
 
@@ -342,8 +364,10 @@ func (s *shell) drop(name, why string) {
 	in.stop()
 	delete(s.instances, name)
 	if m := s.core.services[name]; m != nil && !m.down() {
-		s.d.log.Warn("a service is not looked after any more, and goes on", "service", name, "why", why)
-		s.d.logs.write(slog.LevelWarn, name, "", why+"; what runs goes on by itself")
+		s.say(func() {
+			s.d.log.Warn("a service is not looked after any more, and goes on", "service", name, "why", why)
+			s.d.logs.write(slog.LevelWarn, name, "", why+"; what runs goes on by itself")
+		})
 	}
 	s.step(serviceEvent{name: name})
 }

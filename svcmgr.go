@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -311,9 +312,11 @@ type waiter struct {
 // reached, or has failed, or the time is up.
 func (w waiter) wait(ctx context.Context, within time.Duration, word string, rids []string, send func(context.Context) error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("%s of %s is not done after %s; it goes on: svcmgr -s %s print status", word, w.name, within, w.name))
-	defer cancel()
 	lines := make(chan []string)
-	go w.follow(ctx, lines)
+	var following sync.WaitGroup
+	defer following.Wait()
+	defer cancel()
+	following.Go(func() { w.follow(ctx, lines) })
 	select { // until the log is followed
 	case <-lines:
 	case <-ctx.Done():
@@ -322,34 +325,28 @@ func (w waiter) wait(ctx context.Context, within time.Duration, word string, rid
 	if err := send(ctx); err != nil {
 		return err
 	}
-	look := time.NewTicker(waitPause)
-	defer look.Stop()
-	for {
+	for pause := time.Duration(0); ; pause = waitPause {
 		done, err := w.done(ctx, word, rids)
-		for { // what was said about it
+		if done {
+			pause = lastLines // what was said about it
+		}
+		for quiet := time.After(pause); quiet != nil; {
 			select {
 			case news := <-lines:
 				for _, line := range news {
 					fmt.Println(line)
 				}
-				continue
-			case <-time.After(lastLines):
+				if !done && len(news) > 0 {
+					quiet = time.After(lastLines) // then look again
+				}
+			case <-quiet:
+				quiet = nil
+			case <-ctx.Done():
+				return exitError{exitTimeout, context.Cause(ctx)}
 			}
-			break
 		}
-		switch {
-		case ctx.Err() != nil:
-			return exitError{exitTimeout, context.Cause(ctx)}
-		case done:
+		if done {
 			return err
-		}
-		select {
-		case <-ctx.Done():
-		case news := <-lines:
-			for _, line := range news {
-				fmt.Println(line)
-			}
-		case <-look.C:
 		}
 	}
 }

@@ -1,50 +1,149 @@
+// watch.go: wakes those who wait for a file or a folder to change, by one
+// inotify descriptor that the runtime polls: as long as nothing changes, it
+// costs nothing. It tells that something changed, not what: who is woken
+// looks for himself, and so misses nothing when several changes become one.
+
 package main
 
 import (
+	"context"
+	"encoding/binary"
+	"errors"
 	"fmt"
-	"log/slog"
 	"os"
-	"path/filepath"
+	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-type watcher struct{}
+// What wakes. A folder's watch tells of entries that come, go or have been
+// written, not of each write to one: thousands of lines may go to a folder of
+// logs. IN_ATTRIB tells a file's reader that its last name is gone.
+const (
+	fileChanges   = unix.IN_MODIFY | unix.IN_ATTRIB | unix.IN_MOVE_SELF
+	folderChanges = unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_MOVED_FROM | unix.IN_DELETE | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB
+)
 
-func newWatcher() (*watcher, error) { return &watcher{}, nil }
+type watcher struct {
+	inotify *os.File
 
-func (w *watcher) add(path string) (<-chan struct{}, func(), error) {
-	c := make(chan struct{}, 1)
-	done := make(chan struct{})
-	go func() {
-		last := ""
-		for {
-			select {
-			case <-done:
-				return
-			case <-time.After(20 * time.Millisecond):
-			}
-			if st := fileStamp(path); st != last {
-				last = st
-				select {
-				case c <- struct{}{}:
-				default:
-				}
-			}
-		}
-	}()
-	return c, func() { close(done) }, nil
+	mu    sync.Mutex
+	wakes map[int32][]chan struct{} // by watch descriptor, which is one per inode
+	ended bool
 }
 
-type serviceLog struct {
-	dir string
-	n   func() string
-}
-
-func (l *serviceLog) write(level slog.Level, service, rid, text string) {
-	f, _ := os.OpenFile(filepath.Join(l.dir, service+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	defer f.Close()
-	if rid == "" {
-		rid = "-"
+func newWatcher() (*watcher, error) {
+	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("cannot watch files (fs.inotify.max_user_instances may be used up): %w", err)
 	}
-	fmt.Fprintf(f, "%s %s %s %s %s\n", time.Now().UTC().Format("2006-01-02T15:04:05.000Z"), level, l.n(), rid, text)
+	return &watcher{inotify: os.NewFile(uintptr(fd), "inotify"), wakes: map[int32][]chan struct{}{}}, nil
+}
+
+// add has a token put into the channel whenever what path names now has
+// changed since the last token was taken. What happens after add returned is
+// not missed; cancel ends it, once.
+func (w *watcher) add(path string) (changed <-chan struct{}, cancel func(), err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, nil, fmt.Errorf("cannot watch: %w", err)
+	}
+	mask := uint32(fileChanges)
+	if info.IsDir() {
+		mask = folderChanges
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ended {
+		return nil, nil, fmt.Errorf("cannot watch %s: %w", path, os.ErrClosed)
+	}
+	id, err := 0, error(nil)
+	if controlErr := w.control(func(fd int) { id, err = unix.InotifyAddWatch(fd, path, mask) }); controlErr != nil || err != nil {
+		return nil, nil, fmt.Errorf("cannot watch %s: %w", path, errors.Join(controlErr, err))
+	}
+	wake := make(chan struct{}, 1)
+	w.wakes[int32(id)] = append(w.wakes[int32(id)], wake)
+	return wake, func() { w.remove(int32(id), wake) }, nil
+}
+
+func (w *watcher) remove(id int32, wake chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	i := slices.Index(w.wakes[id], wake)
+	if i < 0 {
+		return // the inode is gone
+	}
+	if w.wakes[id] = slices.Delete(w.wakes[id], i, i+1); len(w.wakes[id]) == 0 {
+		delete(w.wakes, id)
+		w.control(func(fd int) { unix.InotifyRmWatch(fd, uint32(id)) }) // if the inode is gone by now, so is the watch
+	}
+}
+
+// control lends the descriptor; os.File.Fd might make it block.
+func (w *watcher) control(f func(fd int)) error {
+	raw, err := w.inotify.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Control(func(fd uintptr) { f(int(fd)) })
+}
+
+// run wakes until ctx ends, then wakes all a last time and closes.
+func (w *watcher) run(ctx context.Context) error {
+	defer w.close()
+	defer context.AfterFunc(ctx, func() { w.inotify.SetReadDeadline(time.Unix(1, 0)) })()
+	buffer := make([]byte, 4096)
+	for {
+		n, err := w.inotify.Read(buffer)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("cannot read what changed: %w", err)
+		}
+		w.dispatch(buffer[:n])
+	}
+}
+
+// dispatch takes what the kernel wrote, whole events.
+func (w *watcher) dispatch(events []byte) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(events) >= unix.SizeofInotifyEvent {
+		id, mask := int32(binary.NativeEndian.Uint32(events)), binary.NativeEndian.Uint32(events[4:])
+		events = events[min(len(events), unix.SizeofInotifyEvent+int(binary.NativeEndian.Uint32(events[12:]))):]
+		if mask&unix.IN_Q_OVERFLOW != 0 { // nobody knows what was dropped
+			w.wakeAll()
+			continue
+		}
+		wake(w.wakes[id])
+		if mask&unix.IN_IGNORED != 0 { // the inode is gone; its number may come again
+			delete(w.wakes, id)
+		}
+	}
+}
+
+func (w *watcher) wakeAll() {
+	for _, waiting := range w.wakes {
+		wake(waiting)
+	}
+}
+
+func wake(waiting []chan struct{}) {
+	for _, c := range waiting {
+		select {
+		case c <- struct{}{}:
+		default: // it has its token
+		}
+	}
+}
+
+func (w *watcher) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ended = true
+	w.wakeAll()
+	w.inotify.Close()
 }

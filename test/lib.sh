@@ -311,7 +311,7 @@ end_own() {
 none_left() {
 	local pid
 	for pid in "$@"; do
-		[[ -e /proc/$pid && $(ps_state "$pid") != Z ]] && return 1
+		[[ $(ps_state "$pid") =~ ^Z?$ ]] || return 1
 	done
 	return 0
 }

@@ -51,6 +51,7 @@ type localInstance struct {
 	stop     context.CancelFunc // ends all of it, but not what it started
 	recheck  context.CancelFunc // ends the present checks
 	settled  atomic.Bool        // its states count
+	begun    chan struct{}      // closed when they do
 	endOrder context.CancelCauseFunc
 }
 
@@ -330,15 +331,20 @@ func (s *shell) adopt(spec *service) {
 				s.post(failedEvent{spec.name, "what an earlier daemon began does not stop: " + err.Error()})
 			}
 			in.settled.Store(true)
+			close(in.begun)
 		}
-		in.watchAll(ctx)
+		select {
+		case <-in.begun:
+			in.watchAll(ctx)
+		case <-ctx.Done():
+		}
 	})
 }
 
 func (s *shell) newInstance(spec *service) *localInstance {
 	ctx, stop := context.WithCancel(s.ctx)
 	name := spec.name
-	in := &localInstance{stop: stop}
+	in := &localInstance{stop: stop, begun: make(chan struct{})}
 	in.instance = &instance{
 		paths: s.d.paths, node: s.core.node, watcher: s.d.watcher, jobs: &s.jobs, ctx: ctx, service: spec,
 		actions: s.actions, checks: s.checks, acting: make(chan struct{}, 1),

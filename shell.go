@@ -317,6 +317,7 @@ func (s *shell) adopt(spec *service) {
 			s.d.log.Warn("a service begins anew", "service", spec.name, "err", err)
 		}
 	} else {
+		s.leave(in.spec(), spec)
 		in.mu.Lock()
 		in.service = spec
 		in.mu.Unlock()
@@ -335,10 +336,23 @@ func (s *shell) adopt(spec *service) {
 		}
 		select {
 		case <-in.begun:
+			if !fresh {
+				in.takeUpAgain(ctx)
+			}
 			in.watchAll(ctx)
 		case <-ctx.Done():
 		}
 	})
+}
+
+// leave says what runs of sections that are not in the file any more.
+func (s *shell) leave(before, after *service) {
+	for _, r := range before.resources {
+		m := s.core.services[before.name].resources[r.rid]
+		if after.resource(r.rid) == nil && (m.status == statusUp || m.status == statusWarn) {
+			s.d.logs.write(slog.LevelWarn, before.name, r.rid, "its section is gone; what runs goes on by itself")
+		}
+	}
 }
 
 func (s *shell) newInstance(spec *service) *localInstance {

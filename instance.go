@@ -360,6 +360,21 @@ func (in *instance) begin() error {
 	return in.settle(in.ctx)
 }
 
+// takeUpAgain takes up the programs of sections that were gone and came back.
+func (in *instance) takeUpAgain(ctx context.Context) {
+	select {
+	case in.acting <- struct{}{}: // so that none is just starting
+		defer func() { <-in.acting }()
+	case <-ctx.Done():
+		return
+	}
+	for _, r := range in.spec().resources {
+		if r.exec != nil && in.programOf(r.rid) == nil {
+			in.takeUp(r.rid)
+		}
+	}
+}
+
 // watchAll checks each resource now and then, until ctx ends.
 func (in *instance) watchAll(ctx context.Context) {
 	var loops sync.WaitGroup

@@ -52,6 +52,7 @@ type localInstance struct {
 	stop     context.CancelFunc // ends all of it, but not what it started
 	recheck  context.CancelFunc // ends the present checks
 	settled  atomic.Bool        // its states count
+	begun    chan struct{}      // closed when they do
 	endOrder context.CancelCauseFunc
 }
 
@@ -320,6 +321,7 @@ func (s *shell) adopt(spec *service) {
 			s.d.log.Warn("a service begins anew", "service", spec.name, "err", err)
 		}
 	} else {
+		s.leave(in.spec(), spec)
 		in.mu.Lock()
 		in.service = spec
 		in.mu.Unlock()
@@ -334,15 +336,33 @@ func (s *shell) adopt(spec *service) {
 				s.post(failedEvent{spec.name, "what an earlier daemon began does not stop: " + err.Error()})
 			}
 			in.settled.Store(true)
+			close(in.begun)
 		}
-		in.watchAll(ctx)
+		select {
+		case <-in.begun:
+			if !fresh {
+				in.takeUpAgain(ctx)
+			}
+			in.watchAll(ctx)
+		case <-ctx.Done():
+		}
 	})
+}
+
+// leave says what runs of sections that are not in the file any more.
+func (s *shell) leave(before, after *service) {
+	for _, r := range before.resources {
+		m := s.core.services[before.name].resources[r.rid]
+		if after.resource(r.rid) == nil && (m.status == statusUp || m.status == statusWarn) {
+			s.d.logs.write(slog.LevelWarn, before.name, r.rid, "its section is gone; what runs goes on by itself")
+		}
+	}
 }
 
 func (s *shell) newInstance(spec *service) *localInstance {
 	ctx, stop := context.WithCancel(s.ctx)
 	name := spec.name
-	in := &localInstance{stop: stop}
+	in := &localInstance{stop: stop, begun: make(chan struct{})}
 	in.instance = &instance{
 		paths: s.d.paths, node: s.core.node, watcher: s.d.watcher, jobs: &s.jobs, ctx: ctx, service: spec,
 		actions: s.actions, checks: s.checks, acting: make(chan struct{}, 1),

@@ -341,7 +341,7 @@ func TestProgramWithCheck(t *testing.T) {
 		a := newActor(t, text)
 		a.script("program", "echo $$ >@/pid; exec sleep 1000")
 		a.script("check", "echo not ready; exit 1")
-		wantText(t, "the error", a.do(verbStart), "app#1: not up within 700ms; its check says warn, runs, but check says exit status 1: not ready")
+		wantText(t, "the error", a.do(verbStart), "app#1: not up within 700ms; its check says warn: runs, but check says exit status 1: not ready")
 		if alive(a.pid("pid")) {
 			t.Error("it was not stopped")
 		}

@@ -242,8 +242,23 @@ func (e serviceEvent) apply(c *core) *monitored {
 		}
 		s.resources[r.rid] = m
 	}
+	c.leave(s, known)
 	s.look()
 	return s
+}
+
+// leave says which resources were up and are not looked after any more.
+func (c *core) leave(s *monitored, known map[string]*monitoredResource) {
+	for _, rid := range slices.Sorted(maps.Keys(known)) {
+		r := s.spec.resource(rid)
+		if r != nil && !r.disable {
+			continue
+		}
+		if delete(s.Restarts, rid); known[rid].status == statusUp {
+			c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), rid + " is up, and goes on by itself: it is disabled, or not in the file any more"})
+			known[rid].status = statusUndef
+		}
+	}
 }
 
 // look sets probed once every resource is known.

@@ -68,7 +68,7 @@ func (d *ocfDriver) act(ctx context.Context, in *instance, r *resource, action s
 		err = errors.New(ocfReason(result))
 	}
 	if err != nil {
-		err = fmt.Errorf("cannot %s %s with agent %s:%s: %w", action, r.rid, r.provider, r.agent, err)
+		err = fmt.Errorf("agent %s:%s cannot %s it: %w", r.provider, r.agent, action, err)
 	}
 	return result.exit, err
 }

@@ -244,7 +244,7 @@ func TestOCFExits(t *testing.T) {
 		if in.last().timeout != time.Minute {
 			t.Errorf("stop's timeout is %s, want the agent's minute", in.last().timeout)
 		}
-		if test.exit == 5 && start.Error() != "cannot start ocf#1 with agent test:Exit: exit status 5 (something that it needs is not installed): because" {
+		if test.exit == 5 && start.Error() != "agent test:Exit cannot start it: exit status 5 (something that it needs is not installed): because" {
 			t.Errorf("start: %v", start)
 		}
 	}
@@ -349,7 +349,7 @@ func TestOCFCommandThatDoesNotEnd(t *testing.T) {
 		if state, why = d.check(t.Context(), in.instance, r); state != statusWarn || why == "" {
 			t.Errorf("%s, was up: %s, %q", r.rid, state, why)
 		}
-		if err := d.start(t.Context(), in.instance, r); err == nil || !strings.Contains(err.Error(), "cannot start "+r.rid+" with agent test:") {
+		if err := d.start(t.Context(), in.instance, r); err == nil || !strings.Contains(err.Error(), "agent test:") {
 			t.Errorf("%s: start: %v", r.rid, err)
 		}
 	}

@@ -82,7 +82,6 @@ var commands = []command{
 	{"nodemgr freeze", "", "start and restart nothing by itself", bindNodeFlag("frozen")},
 	{"nodemgr thaw", "", "the opposite of freeze", bindNodeFlag("thawed")},
 	{"nodemgr ping", "", "ask whether a node's daemon answers", bindPing},
-	{"svcmgr logs", "", "show what a service logged on all its nodes", bindServiceLogs},
 	{"nodemgr queue add", "-- nodemgr|svcmgr ARG…", "queue a command", bindQueueAdd},
 	{"nodemgr queue list", "", "show what is queued, and the results", bindQueueList},
 	{"nodemgr dequeue actions", "", "run what is queued, oldest first", bindDequeue},
@@ -102,6 +101,7 @@ var commands = []command{
 	{"svcmgr thaw", "", "the opposite of freeze", bindOrder("thaw")},
 	{"svcmgr abort", "", "give up what was ordered and is not done", bindOrder("abort")},
 	{"svcmgr clear", "", "forget failures and counts of restarts, and go on", bindClear},
+	{"svcmgr logs", "", "show what a service logged on all its nodes", bindServiceLogs},
 	{"svcmgr compliance check", "", "run the modules that check the node for a service", bindCompliance("check")},
 	{"svcmgr compliance fix", "", "run the modules that mend what is not compliant", bindCompliance("fix")},
 }
@@ -206,15 +206,24 @@ func (c command) usage(out io.Writer, flags *flag.FlagSet) {
 	fmt.Fprintf(out, "%s: %s\n\nusage: %s", c.name, c.help, c.name)
 	flags.VisitAll(func(f *flag.Flag) {
 		if c.args == "" {
-			value, _ := flag.UnquoteUsage(f)
-			fmt.Fprintf(out, " [%s]", strings.TrimSpace("--"+f.Name+" "+value))
+			fmt.Fprintf(out, " [%s]", flagWords(f))
 		}
 	})
 	fmt.Fprintln(out, strings.TrimRight(" "+c.args, " "))
 	flags.VisitAll(func(f *flag.Flag) {
-		value, text := flag.UnquoteUsage(f)
-		fmt.Fprintf(out, "  %-22s %s\n", strings.TrimSpace("--"+f.Name+" "+value), text)
+		_, text := flag.UnquoteUsage(f)
+		fmt.Fprintf(out, "  %-22s %s\n", flagWords(f), text)
 	})
+}
+
+// flagWords is an option with its value, as one types it.
+func flagWords(f *flag.Flag) string {
+	dashes := "--"
+	if len(f.Name) == 1 {
+		dashes = "-"
+	}
+	value, _ := flag.UnquoteUsage(f)
+	return strings.TrimSpace(dashes + f.Name + " " + value)
 }
 
 // helpFor lists the commands that begin with words, which are none by

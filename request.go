@@ -70,7 +70,7 @@ const (
 )
 
 func (t optionType) String() string {
-	return [...]string{"a string", "true or false", "a list of strings", `a duration such as "5s"`, `an integer, or a size such as "10k"`}[t]
+	return [...]string{"a string", "true or false", `a list of strings, as ["a", "b"]`, `a duration such as "5s"`, `an integer, or a size such as "10k"`}[t]
 }
 
 var actions = map[string]action{
@@ -238,7 +238,7 @@ func (t optionType) encode(text string) (json.RawMessage, error) {
 	case optionList:
 		var list []string
 		if err := json.Unmarshal([]byte(text), &list); err != nil {
-			return nil, fmt.Errorf("%q is not %s in JSON, such as [\"a\",\"b\"]", text, t)
+			return nil, fmt.Errorf("%q is not %s", text, t)
 		}
 		v = list
 	}

@@ -172,7 +172,7 @@ func TestEncodeOptions(t *testing.T) {
 	for word, want := range map[string]string{
 		"timeout":    `"timeout" is not key=value`,
 		"timeot=5s":  `unknown option "timeot" of cluster_status; there are: exclude, gate, timeout, version`,
-		"exclude=n1": `exclude: "n1" is not a list of strings in JSON, such as ["a","b"]`,
+		"exclude=n1": `exclude: "n1" is not a list of strings, as ["a", "b"]`,
 	} {
 		if _, err := encodeOptions("cluster_status", []string{word}); err == nil || err.Error() != want {
 			t.Errorf("%s: error = %v, want %s", word, err, want)

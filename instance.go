@@ -34,7 +34,8 @@ type instance struct {
 	seen    func(rid string, s status, note string) // a resource's state was seen
 	jobs    *sync.WaitGroup                         // of what outlives a call
 	ctx     context.Context                         // of these jobs
-	actions chan struct{}                           // a place for each action on this node
+	starts  chan struct{}                           // a place for each start on this node
+	stops   chan struct{}                           // and for each stop
 	checks  chan struct{}                           // and for each check
 	acting  chan struct{}                           // one place
 
@@ -94,12 +95,16 @@ func (in *instance) perform(ctx context.Context, o order) error {
 		return err
 	}
 	defer held.unlock()
+	places := in.starts
+	if o.Verb == verbStop {
+		places = in.stops // which do not wait for starts that hang
+	}
 	select {
-	case in.actions <- struct{}{}:
+	case places <- struct{}{}:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	defer func() { <-in.actions }()
+	defer func() { <-places }()
 	s := in.spec()
 	in.mu.Lock()
 	in.round++

@@ -67,7 +67,7 @@ func actorOn(tb testing.TB, dir string, p paths, text string) *actor {
 	ctx, cancel := context.WithCancel(context.Background())
 	a.instance = &instance{
 		paths: p, node: "node1", watcher: watch, jobs: &a.jobs, ctx: ctx, service: s,
-		actions: make(chan struct{}, 4), checks: make(chan struct{}, 4), acting: make(chan struct{}, 1),
+		starts: make(chan struct{}, 4), stops: make(chan struct{}, 4), checks: make(chan struct{}, 4), acting: make(chan struct{}, 1),
 		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},
 		log: func(_ slog.Level, rid, text string) {
 			a.noting.Lock()

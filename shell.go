@@ -27,14 +27,15 @@ type monitorThread struct {
 // shell is one run of the thread. All but the first group is owned by its
 // goroutine.
 type shell struct {
-	d       *daemon
-	ctx     context.Context
-	events  chan event
-	calls   chan func()
-	ended   chan struct{}
-	jobs    sync.WaitGroup
-	actions chan struct{} // a place for each action
-	checks  chan struct{}
+	d      *daemon
+	ctx    context.Context
+	events chan event
+	calls  chan func()
+	ended  chan struct{}
+	jobs   sync.WaitGroup
+	starts chan struct{} // a place for each action
+	stops  chan struct{}
+	checks chan struct{}
 
 	lines chan func() // to be logged
 
@@ -93,7 +94,7 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 	s := &shell{
 		d: m.d, ctx: ctx, core: newCore(m.d.config.Load().node),
 		events: make(chan event), calls: make(chan func()), ended: make(chan struct{}),
-		actions: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
+		starts: make(chan struct{}, actionsAtOnce), stops: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
 		lines: make(chan func(), linesWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
 	}
 	s.core.frozen = isFrozen(m.d.paths, "")
@@ -365,7 +366,7 @@ func (s *shell) newInstance(spec *service) *localInstance {
 	in := &localInstance{stop: stop, begun: make(chan struct{})}
 	in.instance = &instance{
 		paths: s.d.paths, node: s.core.node, watcher: s.d.watcher, jobs: &s.jobs, ctx: ctx, service: spec,
-		actions: s.actions, checks: s.checks, acting: make(chan struct{}, 1),
+		starts: s.starts, stops: s.stops, checks: s.checks, acting: make(chan struct{}, 1),
 		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},
 		log: func(level slog.Level, rid, text string) { s.d.logs.write(level, name, rid, text) },
 		seen: func(rid string, state status, note string) {

@@ -5,6 +5,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -45,40 +46,41 @@ func ofService(flags *flag.FlagSet) func(paths) (configFile, error) {
 	}
 }
 
-// paramFlag is the option that names a parameter. In a service's file, one
-// without a section is in DEFAULT.
-func paramFlag(flags *flag.FlagSet) func(f configFile) (section, key, scope string, err error) {
-	name := flags.String("param", "", "the parameter, `SECTION.KEY[@NODE]`")
-	return func(f configFile) (string, string, string, error) {
-		full := *name
-		if f.keys.find("DEFAULT", "nodes") != nil && full != "" && !strings.Contains(full, ".") {
-			full = "DEFAULT." + full
-		}
-		section, key, scope, err := splitParameter(full)
-		if err != nil {
-			return "", "", "", usageError("--param: %w", err)
-		}
-		if f.keys.find(section, key) == nil && !f.openSection(section) {
-			return "", "", "", fmt.Errorf("unknown parameter %s%s", *name, f.keys.didYouMean(section, key))
-		}
-		return section, key, scope, nil
-	}
+// target is a parameter of a file.
+type target struct {
+	configFile
+	section, key, scope string
 }
 
-// openSection tells whether a section may hold keys that agentd does not know.
-func (f configFile) openSection(section string) bool {
-	return f.keys.find(section, "agent") != nil
+// paramFlag is the option that names a parameter. In a service's file, one
+// without a section is in DEFAULT.
+func paramFlag(of fileFlag, flags *flag.FlagSet) func(p paths) (target, error) {
+	file := of(flags)
+	name := flags.String("param", "", "the parameter, `SECTION.KEY[@NODE]`")
+	return func(p paths) (t target, err error) {
+		if t.configFile, err = file(p); err != nil {
+			return t, err
+		}
+		full := *name
+		if t.keys.find("DEFAULT", "nodes") != nil && full != "" && !strings.Contains(full, ".") {
+			full = "DEFAULT." + full
+		}
+		if t.section, t.key, t.scope, err = splitParameter(full); err != nil {
+			return t, usageError("--param: %w", err)
+		}
+		// A section with an agent may hold keys that only the agent knows.
+		if t.keys.find(t.section, t.key) == nil && t.keys.find(t.section, "agent") == nil {
+			return t, fmt.Errorf("unknown parameter %s%s", *name, t.keys.didYouMean(t.section, t.key))
+		}
+		return t, nil
+	}
 }
 
 func bindGet(of fileFlag) func(flags *flag.FlagSet) body {
 	return func(flags *flag.FlagSet) body {
-		file, param := of(flags), paramFlag(flags)
+		param := paramFlag(of, flags)
 		return func(_ context.Context, p paths, _ []string) error {
-			f, err := file(p)
-			if err != nil {
-				return err
-			}
-			section, key, scope, err := param(f)
+			t, err := param(p)
 			if err != nil {
 				return err
 			}
@@ -86,30 +88,28 @@ func bindGet(of fileFlag) func(flags *flag.FlagSet) body {
 			if err != nil {
 				return err
 			}
-			if scope == "" {
-				scope = c.node
-			}
 			doc := c.doc
-			if f.path != p.nodeConf() {
-				text, _, err := readRegular(f.path, iniSizeLimit)
+			if t.path != p.nodeConf() {
+				text, _, err := readRegular(t.path, iniSizeLimit)
 				if err != nil {
 					return err
 				}
-				if doc, err = parseINI(f.name, string(text)); err != nil {
+				if doc, err = parseINI(t.name, string(text)); err != nil {
 					return err
 				}
 			}
-			text, _, ok := doc.value(section, key, scope)
-			switch {
+			text, _, ok := doc.value(t.section, t.key, cmp.Or(t.scope, c.node))
+			spec := t.keys.find(t.section, t.key)
+			switch name := t.section + "." + t.key; {
 			case ok:
-			case section+"."+key == "cluster.nodes", section+"."+key == "DEFAULT.nodes":
+			case name == "cluster.nodes", name == "DEFAULT.nodes":
 				text = strings.Join(c.members(), " ")
-			case section+"."+key == "node.name":
+			case name == "node.name":
 				text = c.node
-			case f.keys.find(section, key) == nil:
-				return fmt.Errorf("%s is not set", parameter(section, key, ""))
+			case spec == nil:
+				return fmt.Errorf("%s is not set", name)
 			default:
-				text = f.keys.find(section, key).initial
+				text = spec.initial
 			}
 			fmt.Println(text)
 			return nil
@@ -119,14 +119,10 @@ func bindGet(of fileFlag) func(flags *flag.FlagSet) body {
 
 func bindSet(of fileFlag) func(flags *flag.FlagSet) body {
 	return func(flags *flag.FlagSet) body {
-		file, param := of(flags), paramFlag(flags)
+		param := paramFlag(of, flags)
 		value := flags.String("value", "", "the new value; - reads it from standard input `V`")
 		return func(_ context.Context, p paths, _ []string) error {
-			f, err := file(p)
-			if err != nil {
-				return err
-			}
-			section, key, scope, err := param(f)
+			t, err := param(p)
 			if err != nil {
 				return err
 			}
@@ -142,29 +138,25 @@ func bindSet(of fileFlag) func(flags *flag.FlagSet) body {
 				}
 				*value = strings.TrimRight(string(text), "\r\n")
 			}
-			return f.edit(func(doc *ini) error { return doc.set(section, key, scope, *value) })
+			return t.edit(func(doc *ini) error { return doc.set(t.section, t.key, t.scope, *value) })
 		}
 	}
 }
 
 func bindUnset(of fileFlag) func(flags *flag.FlagSet) body {
 	return func(flags *flag.FlagSet) body {
-		file, param := of(flags), paramFlag(flags)
+		param := paramFlag(of, flags)
 		return func(_ context.Context, p paths, _ []string) error {
-			f, err := file(p)
+			t, err := param(p)
 			if err != nil {
 				return err
 			}
-			section, key, scope, err := param(f)
-			if err != nil {
-				return err
-			}
-			if section+"."+key == "cluster.secret" {
+			if t.section+"."+t.key == "cluster.secret" {
 				return errors.New("a node needs a secret; to change it: nodemgr set --param cluster.secret --value -")
 			}
-			return f.edit(func(doc *ini) error {
-				if !doc.unset(section, key, scope) {
-					return fmt.Errorf("%s is not set", parameter(section, key, scope))
+			return t.edit(func(doc *ini) error {
+				if !doc.unset(t.section, t.key, t.scope) {
+					return fmt.Errorf("%s is not set", parameter(t.section, t.key, t.scope))
 				}
 				return nil
 			})

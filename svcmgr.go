@@ -317,7 +317,7 @@ func (w waiter) wait(ctx context.Context, within time.Duration, word string, rid
 	defer following.Wait()
 	defer cancel()
 	following.Go(func() { w.follow(ctx, lines) })
-	select { // until the log is followed
+	select { // until the log is followed, or cannot be: then the order tells why, or does without
 	case <-lines:
 	case <-ctx.Done():
 		return exitError{exitTimeout, context.Cause(ctx)}
@@ -332,7 +332,10 @@ func (w waiter) wait(ctx context.Context, within time.Duration, word string, rid
 		}
 		for quiet := time.After(pause); quiet != nil; {
 			select {
-			case news := <-lines:
+			case news, more := <-lines:
+				if !more {
+					lines = nil // its end is looked for all the same
+				}
 				for _, line := range news {
 					fmt.Println(line)
 				}
@@ -377,8 +380,9 @@ func (w waiter) done(ctx context.Context, word string, rids []string) (bool, err
 }
 
 // follow sends the lines of the service's log; first an empty batch, when it
-// follows.
+// follows. It closes lines when there will be no more.
 func (w waiter) follow(ctx context.Context, lines chan<- []string) {
+	defer close(lines)
 	_ = ask(ctx, w.paths, w.node, "service_logs", map[string]any{"svcname": w.name, "backlog": 0, "follow": true}, func(_ []byte, r replyJSON) error {
 		var batch struct{ Lines []string }
 		if r.Status != 0 {

@@ -225,13 +225,16 @@ var orders = map[string]struct {
 	expect  string
 	reached func(i instanceData) bool
 }{
-	"start":   {"started", func(i instanceData) bool { return i.Avail == statusUp }},
-	"restart": {"restarted", func(i instanceData) bool { return i.Avail == statusUp }},
+	"start":   {"started", instanceData.isUp},
+	"restart": {"restarted", instanceData.isUp},
 	"stop":    {"stopped", instanceData.isDown},
 	"freeze":  {"frozen", func(i instanceData) bool { return i.Frozen }},
 	"thaw":    {"thawed", func(i instanceData) bool { return !i.Frozen }},
 	"abort":   {"aborted", func(instanceData) bool { return true }},
 }
+
+// isUp takes an instance whose resources are all optional as it is.
+func (i instanceData) isUp() bool { return i.Avail == statusUp || i.Avail == statusNA }
 
 // isDown tells whether nothing of the instance runs.
 func (i instanceData) isDown() bool {
@@ -360,20 +363,27 @@ func (w waiter) done(ctx context.Context, word string, rids []string) (bool, err
 	if err != nil || len(data.Instances) == 0 {
 		return false, nil // the daemon may be restarting; the time is bounded
 	}
-	for node, i := range data.Instances {
+	return orderDone(data, word, rids)
+}
+
+// orderDone is done by what a status says. A state that failed before is no
+// failure of an order that is not begun yet, or only about the frozen flag.
+func orderDone(s serviceData, word string, rids []string) (bool, error) {
+	for node, i := range s.Instances {
+		flag := word == "freeze" || word == "thaw" || word == "abort"
 		switch m := i.Monitor; {
-		case m.Status.failed():
-			return true, fmt.Errorf("%s is in state %q on %s: %s", w.name, m.Status, node, m.Why)
-		case m.Status != stateIdle || m.Wanted != "":
+		case m.Wanted != "" || m.Status != stateIdle && !m.Status.failed():
 			return false, nil
+		case m.Status.failed() && !(flag && orders[word].reached(i)):
+			return true, fmt.Errorf("%s is in state %q on %s: %s", s.Svcname, m.Status, node, m.Why)
 		case rids != nil:
 			for _, rid := range rids {
 				if up := i.Resources[rid].Status == statusUp; up != (word != "stop") {
-					return true, fmt.Errorf("%s of %s is %s on %s: %s", rid, w.name, i.Resources[rid].Status, node, i.Resources[rid].Log)
+					return true, fmt.Errorf("%s of %s is %s on %s: %s", rid, s.Svcname, i.Resources[rid].Status, node, i.Resources[rid].Log)
 				}
 			}
 		case !orders[word].reached(i):
-			return true, fmt.Errorf("%s is %s on %s: %s", w.name, i.Avail, node, m.Why)
+			return true, fmt.Errorf("%s is %s on %s: %s", s.Svcname, i.Avail, node, m.Why)
 		}
 	}
 	return true, nil

@@ -30,3 +30,24 @@ func TestWaitTellsAtOnce(t *testing.T) {
 		t.Errorf("without the service: %v", err)
 	}
 }
+
+// What --wait takes for the end, by what the status says.
+func TestWaitDone(t *testing.T) {
+	for name, c := range map[string]struct {
+		word   string
+		state  instanceData
+		done   bool
+		failed bool
+	}{
+		"failed":                                 {"start", instanceData{Avail: statusDown, Monitor: monitorData{Status: stateStartFailed}}, true, true},
+		"frozen though its start failed before":  {"freeze", instanceData{Avail: statusDown, Frozen: true, Monitor: monitorData{Status: stateStartFailed}}, true, false},
+		"not frozen, and failed before":          {"freeze", instanceData{Avail: statusDown, Monitor: monitorData{Status: stateStartFailed}}, true, true},
+		"failed before, and not begun":           {"stop", instanceData{Avail: statusWarn, Monitor: monitorData{Status: stateStartFailed, Wanted: "stop"}}, false, false},
+		"nothing to be up for: all are optional": {"start", instanceData{Avail: statusNA, Monitor: monitorData{Status: stateIdle}}, true, false},
+	} {
+		done, err := orderDone(serviceData{Svcname: "svc1", Instances: map[string]instanceData{"node1": c.state}}, c.word, nil)
+		if done != c.done || (err != nil) != c.failed {
+			t.Errorf("%s: %v, %v", name, done, err)
+		}
+	}
+}

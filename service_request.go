@@ -140,6 +140,9 @@ func handleSetNodeMonitor(ctx context.Context, d *daemon, o options) (reply, err
 	if err := errors.Join(err, localErr, globalErr); err != nil {
 		return reply{}, err
 	}
+	if local != "" && global != "" {
+		return reply{}, errors.New("local_expect and global_expect are two orders; give one of them")
+	}
 	if members := d.config.Load().members(); global != "" && len(members) > 1 {
 		return reply{}, fmt.Errorf("the cluster has the nodes %s, and orders to several nodes are not part of this version; set local_expect on each", strings.Join(members, " "))
 	}

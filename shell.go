@@ -50,7 +50,7 @@ type localInstance struct {
 	*instance
 	stop     context.CancelFunc // ends all of it, but not what it started
 	recheck  context.CancelFunc // ends the present checks
-	settled  atomic.Bool        // its states count
+	settled  chan struct{}      // closed when what an earlier daemon left is settled: now its states count
 	endOrder context.CancelCauseFunc
 }
 
@@ -329,8 +329,9 @@ func (s *shell) adopt(spec *service) {
 			if err := in.begin(); err != nil && in.ctx.Err() == nil {
 				s.post(failedEvent{spec.name, "what an earlier daemon began does not stop: " + err.Error()})
 			}
-			in.settled.Store(true)
+			close(in.settled)
 		}
+		<-in.settled
 		in.watchAll(ctx)
 	})
 }
@@ -338,15 +339,17 @@ func (s *shell) adopt(spec *service) {
 func (s *shell) newInstance(spec *service) *localInstance {
 	ctx, stop := context.WithCancel(s.ctx)
 	name := spec.name
-	in := &localInstance{stop: stop}
+	in := &localInstance{stop: stop, settled: make(chan struct{})}
 	in.instance = &instance{
 		paths: s.d.paths, node: s.core.node, watcher: s.d.watcher, jobs: &s.jobs, ctx: ctx, service: spec,
 		actions: s.actions, checks: s.checks, acting: make(chan struct{}, 1),
 		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},
 		log: func(level slog.Level, rid, text string) { s.d.logs.write(level, name, rid, text) },
 		seen: func(rid string, state status, note string) {
-			if in.settled.Load() {
+			select {
+			case <-in.settled:
 				s.post(statusEvent{name, rid, state, note})
+			default:
 			}
 		},
 	}

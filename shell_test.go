@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// serviceOf asks the daemon for one service.
+func serviceOf(tb testing.TB, p paths, name string) serviceData {
+	tb.Helper()
+	s, err := askStatus(context.Background(), p, "", name)
+	must(tb, err)
+	return s
+}
+
+// killServices ends what a test's services left.
+func killServices(tb testing.TB, p paths) {
+	tb.Cleanup(func() {
+		for _, pid := range processesWith("OSVCRUN=" + p.run) {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+	})
+}
+
+func writeService(tb testing.TB, p paths, name, text string) {
+	tb.Helper()
+	must(tb, writeFile(p.servicePath(name), []byte(text), 0o600))
+}
+
+const sleeper = "[DEFAULT]\norchestrate = ha\n[app#1]\nexec = /bin/sleep 1000\n"
+
+func up(tb testing.TB, p paths, name string) {
+	tb.Helper()
+	waitFor(tb, patience, name+" is up", func() bool { return serviceOf(tb, p, name).Avail == statusUp })
+}
+
+// A file that changes while the daemon settles what a crash left must not keep
+// the instance from being looked at.
+func TestFileChangesWhileSettling(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	held, err := lock(filepath.Join(p.instanceRun("svc1"), "lock"))
+	must(t, err)
+	must(t, replaceFile(filepath.Join(p.instanceRun("svc1"), "action"), fmt.Appendf(nil, `{"boot":%q,"verb":"start","rids":["app#1"]}`, bootID())))
+	d := serveLive(t, p, port, nil)
+	waitFor(t, patience, "it settles", func() bool {
+		log, _ := os.ReadFile(p.serviceLog("svc1"))
+		return strings.Contains(string(log), "was cut off")
+	})
+	writeService(t, p, "svc1", sleeper+"# changed\n")
+	sum := checksum([]byte(sleeper + "# changed\n"))
+	waitFor(t, patience, "the new text", func() bool { return serviceOf(t, d.paths, "svc1").Config.Checksum == sum })
+	held.unlock()
+	up(t, p, "svc1")
+}

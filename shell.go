@@ -132,8 +132,7 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 			if m.d.config.Load().node != s.core.node {
 				return nil
 			}
-			clear(s.files) // what the members' names mean may have changed
-			s.report(s.scan())
+			s.again()
 		}
 	}
 }
@@ -252,6 +251,15 @@ func (s *shell) order(e event) error {
 	s.refused = nil
 	s.step(e)
 	return s.refused
+}
+
+// again takes up all service files: what the members' names mean may have
+// changed.
+func (s *shell) again() {
+	for _, file := range s.files {
+		file.stamp = ""
+	}
+	s.report(s.scan())
 }
 
 // scan takes up the service files that are new, changed or gone.

@@ -60,3 +60,32 @@ func TestFileChangesWhileSettling(t *testing.T) {
 	held.unlock()
 	up(t, p, "svc1")
 }
+
+// A change of node.conf takes up the service files anew, and forgets nothing.
+func TestNodeConfChangesServicesStay(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	writeService(t, p, "svc2", sleeper)
+	d := serveLive(t, p, port, nil)
+	up(t, p, "svc1")
+	up(t, p, "svc2")
+	writeService(t, p, "svc1", "[app#1]\nexek = /bin/sleep 1000\n")
+	waitFor(t, patience, "the fault", func() bool { return serviceOf(t, p, "svc1").Config.Error != "" })
+	configure(t, p, settings{"node.env": "PRD"})
+	waitFor(t, patience, "the new node.conf", func() bool { return d.logged.count("configuration applied") > 0 })
+	serviceOf(t, p, "svc2") // after the shell has heard of it
+	if s := serviceOf(t, p, "svc1"); s.Avail != statusUp || len(s.Nodes) == 0 || s.Config.Checksum == "" {
+		t.Errorf("svc1, whose file has a fault: %+v", s)
+	}
+
+	must(t, d.monitor.do(context.Background(), func(s *shell) { // both at once
+		must(t, os.Remove(p.servicePath("svc2")))
+		s.again()
+	}))
+	must(t, d.monitor.do(context.Background(), func(s *shell) {
+		if s.core.services["svc2"] != nil || s.instances["svc2"] != nil {
+			t.Error("svc2 is gone, and still looked after")
+		}
+	}))
+}

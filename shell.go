@@ -28,7 +28,6 @@ type monitorThread struct {
 type shell struct {
 	d       *daemon
 	ctx     context.Context
-	events  chan event
 	calls   chan func()
 	ended   chan struct{}
 	jobs    sync.WaitGroup
@@ -90,7 +89,7 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 	ctx, cancel := context.WithCancel(ctx)
 	s := &shell{
 		d: m.d, ctx: ctx, core: newCore(m.d.config.Load().node),
-		events: make(chan event), calls: make(chan func()), ended: make(chan struct{}),
+		calls: make(chan func()), ended: make(chan struct{}),
 		actions: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
 		lines: make(chan func(), linesWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
 	}
@@ -117,8 +116,6 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 		select {
 		case <-ctx.Done():
 			return nil
-		case e := <-s.events:
-			s.step(e)
 		case call := <-s.calls:
 			call()
 		case <-s.wake.C:
@@ -161,10 +158,15 @@ func (m *monitorThread) do(ctx context.Context, f func(*shell)) error {
 	}
 }
 
-// post brings an event from another goroutine.
-func (s *shell) post(e event) {
+// post brings an event from another goroutine; of an instance, unless in is
+// nil, which may be gone by then, and another one be there under its name.
+func (s *shell) post(in *localInstance, e event) {
 	select {
-	case s.events <- e:
+	case s.calls <- func() {
+		if in == nil || in.ctx.Err() == nil {
+			s.step(e)
+		}
+	}:
 	case <-s.ctx.Done():
 	}
 }
@@ -179,7 +181,7 @@ func (s *shell) step(e event) {
 		case cancelEffect:
 			s.instances[f.service].endOrder(errCancelled)
 		case flagEffect:
-			s.jobs.Go(func() { s.post(flagEvent{f.service, f.frozen, setFrozen(s.d.paths, f.service, f.frozen)}) })
+			s.jobs.Go(func() { s.post(nil, flagEvent{f.service, f.frozen, setFrozen(s.d.paths, f.service, f.frozen)}) })
 		case transitionEffect:
 			s.logTransition(f)
 		case saveEffect:
@@ -213,7 +215,7 @@ func (s *shell) act(f actEffect) {
 		if stop := (stopError{}); f.order.Verb == verbStop || errors.As(err, &stop) {
 			part = verbStop
 		}
-		s.post(doneEvent{f.service, part, err})
+		s.post(in, doneEvent{f.service, part, err})
 	})
 }
 
@@ -335,7 +337,7 @@ func (s *shell) adopt(spec *service) {
 	s.jobs.Go(func() {
 		if fresh {
 			if err := in.begin(); err != nil && in.ctx.Err() == nil {
-				s.post(failedEvent{spec.name, "what an earlier daemon began does not stop: " + err.Error()})
+				s.post(in, failedEvent{spec.name, "what an earlier daemon began does not stop: " + err.Error()})
 			}
 			close(in.settled)
 		}
@@ -356,7 +358,7 @@ func (s *shell) newInstance(spec *service) *localInstance {
 		seen: func(rid string, state status, note string) {
 			select {
 			case <-in.settled:
-				s.post(statusEvent{name, rid, state, note})
+				s.post(in, statusEvent{name, rid, state, note})
 			default:
 			}
 		},

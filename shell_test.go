@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -88,4 +89,36 @@ func TestNodeConfChangesServicesStay(t *testing.T) {
 			t.Error("svc2 is gone, and still looked after")
 		}
 	}))
+}
+
+// What was begun for a service that is gone must not end what is done for one
+// that has its name since.
+func TestServiceComesBack(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	text := strings.Replace(sleeper, "ha", "no", 1)
+	writeService(t, p, "svc1", text)
+	d := serveLive(t, p, port, nil)
+	waitFor(t, patience, "svc1 is looked at", func() bool { return serviceOf(t, p, "svc1").Avail == statusDown })
+	held, err := lock(filepath.Join(p.instanceRun("svc1"), "lock"))
+	must(t, err)
+	defer held.unlock()
+	do := func(f func(s *shell)) { t.Helper(); must(t, d.monitor.do(context.Background(), f)) }
+	do(func(s *shell) { must(t, s.order(serviceOrder{service: "svc1", localExpect: expectStarted})) }) // waits for the lock
+	do(func(s *shell) {
+		must(t, os.Remove(p.servicePath("svc1")))
+		must(t, s.scan())
+		writeService(t, p, "svc1", text)
+		must(t, s.scan())
+		s.core.services["svc1"].acting = &order{Verb: verbStart}
+	})
+	for range 20 {
+		time.Sleep(10 * time.Millisecond)
+		acts := false
+		do(func(s *shell) { acts = s.core.services["svc1"].acting != nil })
+		if !acts {
+			t.Fatal("the old start ended the new one")
+		}
+	}
+	do(func(s *shell) { s.core.services["svc1"].acting = nil })
 }

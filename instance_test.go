@@ -637,3 +637,15 @@ func firstProcess(t *testing.T) {
 		return others == 0
 	})
 }
+
+// A daemon that ends in the middle of a stop must not begin other stops only
+// to kill them.
+func TestNothingBeginsOnceCancelled(t *testing.T) {
+	a := newActor(t, "[app#1]\nscript = @/script\n")
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := a.execute(ctx, a.spec().resource("app#1"), resourceCommand{argv: []string{"/not/there"}, timeout: time.Minute})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("tried to run it: %v", err)
+	}
+}

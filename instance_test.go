@@ -61,8 +61,7 @@ func actorOn(tb testing.TB, dir string, p paths, text string) *actor {
 	tb.Helper()
 	s, err := parseService("svc1", strings.ReplaceAll(text, "@", dir), "node1", []string{"node1"})
 	must(tb, err)
-	watch, err := newWatcher()
-	must(tb, err)
+	watch := newWatcher(nil)
 	a := &actor{tb: tb, dir: dir, notes: map[string]string{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	a.instance = &instance{

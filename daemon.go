@@ -157,9 +157,9 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 			"ahead", ahead.Round(time.Second), "file", p.clock())
 	}
 	d.journal = openJournal(p.journal(), log)
-	if d.watcher, err = newWatcher(); err != nil {
-		return nil, err
-	}
+	d.watcher = newWatcher(func(err error) {
+		log.Warn("what changes in files is noticed a second later, since the machine's limits are used up; raise fs.inotify.max_user_watches and max_user_instances, and restart the daemon", "err", err)
+	})
 	d.logs = newServiceLog(p, func() string { return d.config.Load().node }, d.watcher, log)
 	d.monitor = &monitorThread{d: d}
 	d.background = make(chan struct{}, actionsAtOnce)
@@ -199,9 +199,6 @@ func (d *daemon) firstConfig() error {
 }
 
 func (d *daemon) watchFiles() {
-	if d.watcher == nil {
-		return
-	}
 	if err := d.watcher.run(d.ctx); err != nil {
 		d.log.Error("changes of files are not noticed any more", "err", err)
 	}

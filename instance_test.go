@@ -61,8 +61,7 @@ func actorOn(tb testing.TB, dir string, p paths, text string) *actor {
 	tb.Helper()
 	s, err := parseService("svc1", strings.ReplaceAll(text, "@", dir), "node1", []string{"node1"})
 	must(tb, err)
-	watch, err := newWatcher()
-	must(tb, err)
+	watch := newWatcher(nil)
 	a := &actor{tb: tb, dir: dir, notes: map[string]string{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	a.instance = &instance{
@@ -636,4 +635,16 @@ func firstProcess(t *testing.T) {
 		})
 		return others == 0
 	})
+}
+
+// A daemon that ends in the middle of a stop must not begin other stops only
+// to kill them.
+func TestNothingBeginsOnceCancelled(t *testing.T) {
+	a := newActor(t, "[app#1]\nscript = @/script\n")
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := a.execute(ctx, a.spec().resource("app#1"), resourceCommand{argv: []string{"/not/there"}, timeout: time.Minute})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("tried to run it: %v", err)
+	}
 }

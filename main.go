@@ -255,6 +255,9 @@ func helpFor(words []string) error {
 
 func bindRun(*flag.FlagSet) func(context.Context, paths, []string) error {
 	return func(ctx context.Context, p paths, _ []string) error {
+		if err := removeMark(); err != nil {
+			return err
+		}
 		ctx, stop := untilSignal(ctx)
 		defer stop()
 		unix.Umask(0o022) // services inherit it; agentd's own files say their modes

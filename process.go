@@ -111,6 +111,22 @@ func processStart(pid int) (uint64, error) {
 // command started are known, whatever session they are in.
 const marker = "OSVC_RUN_ID="
 
+// removeMark keeps a daemon that was started from a service's command from
+// being killed with it. What a process was started with stays to be seen in
+// /proc, so it starts itself once more.
+func removeMark() error {
+	name := strings.TrimSuffix(marker, "=")
+	if _, marked := os.LookupEnv(name); !marked {
+		return nil
+	}
+	os.Unsetenv(name)
+	self, err := os.Executable()
+	if err == nil {
+		err = unix.Exec(self, os.Args, os.Environ())
+	}
+	return fmt.Errorf("cannot start agentd without %s: %w", name, err)
+}
+
 // killMarked kills the processes that bear a mark. To look at all processes
 // takes a while, so calls that come at once share it.
 func killMarked(id string) {

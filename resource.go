@@ -59,6 +59,9 @@ type commandRunner func(ctx context.Context, r *resource, c resourceCommand) (co
 // there when it, or the daemon, has ended. An error tells that it could not be
 // run, was ended by a signal, or did not end in time.
 func (in *instance) execute(ctx context.Context, r *resource, c resourceCommand) (commandResult, error) {
+	if ctx.Err() != nil {
+		return commandResult{}, context.Cause(ctx) // not begun only to be killed: it may be a stop
+	}
 	id := rand.Text()
 	var sink io.Writer
 	var printed func() string

@@ -126,6 +126,9 @@ func handleSetServiceMonitor(ctx context.Context, d *daemon, o options) (reply, 
 	if rids != nil && !slices.Contains([]string{"started", "stopped", "restarted"}, local) {
 		return reply{}, errors.New("rid goes with local_expect started, stopped or restarted")
 	}
+	if rids != nil && len(rids) == 0 {
+		return reply{}, errors.New("rid is an empty list; name resources, or leave it out for the whole service")
+	}
 	reset, _ := o["reset_retries"].(bool)
 	if !idle && !reset && local == "" && global == "" {
 		return handleServiceMonitor(ctx, d, o)
@@ -139,6 +142,9 @@ func handleSetNodeMonitor(ctx context.Context, d *daemon, o options) (reply, err
 	global, globalErr := oneOf(o, "global_expect", nodeLocals)
 	if err := errors.Join(err, localErr, globalErr); err != nil {
 		return reply{}, err
+	}
+	if local != "" && global != "" {
+		return reply{}, errors.New("local_expect and global_expect are two orders; give one of them")
 	}
 	if members := d.config.Load().members(); global != "" && len(members) > 1 {
 		return reply{}, fmt.Errorf("the cluster has the nodes %s, and orders to several nodes are not part of this version; set local_expect on each", strings.Join(members, " "))
@@ -171,7 +177,10 @@ func handleServiceAction(ctx context.Context, d *daemon, o options) (reply, erro
 		return reply{}, errors.New("command and cmd are the same option; give one of them, " + form)
 	case len(command) == 0:
 		return reply{}, errors.New("say what to do in command, a list of words, " + form)
-	case slices.Contains(command, "-s") || slices.Contains(command, "--service"):
+	case slices.ContainsFunc(command, func(word string) bool {
+		flag, _, _ := strings.Cut(strings.TrimLeft(word, "-"), "=")
+		return strings.HasPrefix(word, "-") && (flag == "s" || flag == "service")
+	}):
 		return reply{}, errors.New("the service is named in svcname, not in command, " + form)
 	}
 	name := o.text("svcname")

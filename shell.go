@@ -29,7 +29,6 @@ type monitorThread struct {
 type shell struct {
 	d      *daemon
 	ctx    context.Context
-	events chan event
 	calls  chan func()
 	ended  chan struct{}
 	jobs   sync.WaitGroup
@@ -52,8 +51,7 @@ type localInstance struct {
 	*instance
 	stop     context.CancelFunc // ends all of it, but not what it started
 	recheck  context.CancelFunc // ends the present checks
-	settled  atomic.Bool        // its states count
-	begun    chan struct{}      // closed when they do
+	settled  chan struct{}      // closed when what an earlier daemon left is settled: now its states count
 	endOrder context.CancelCauseFunc
 }
 
@@ -93,7 +91,7 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 	ctx, cancel := context.WithCancel(ctx)
 	s := &shell{
 		d: m.d, ctx: ctx, core: newCore(m.d.config.Load().node),
-		events: make(chan event), calls: make(chan func()), ended: make(chan struct{}),
+		calls: make(chan func()), ended: make(chan struct{}),
 		starts: make(chan struct{}, actionsAtOnce), stops: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
 		lines: make(chan func(), linesWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
 	}
@@ -121,8 +119,6 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 		select {
 		case <-ctx.Done():
 			return nil
-		case e := <-s.events:
-			s.step(e)
 		case call := <-s.calls:
 			call()
 		case <-s.wake.C:
@@ -138,8 +134,7 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 			if m.d.config.Load().node != s.core.node {
 				return nil
 			}
-			clear(s.files) // what the members' names mean may have changed
-			s.report(s.scan())
+			s.again()
 		}
 	}
 }
@@ -168,10 +163,15 @@ func (m *monitorThread) do(ctx context.Context, f func(*shell)) error {
 	}
 }
 
-// post brings an event from another goroutine.
-func (s *shell) post(e event) {
+// post brings an event from another goroutine; of an instance, unless in is
+// nil, which may be gone by then, and another one be there under its name.
+func (s *shell) post(in *localInstance, e event) {
 	select {
-	case s.events <- e:
+	case s.calls <- func() {
+		if in == nil || in.ctx.Err() == nil {
+			s.step(e)
+		}
+	}:
 	case <-s.ctx.Done():
 	}
 }
@@ -186,7 +186,7 @@ func (s *shell) step(e event) {
 		case cancelEffect:
 			s.instances[f.service].endOrder(errCancelled)
 		case flagEffect:
-			s.jobs.Go(func() { s.post(flagEvent{f.service, f.frozen, setFrozen(s.d.paths, f.service, f.frozen)}) })
+			s.jobs.Go(func() { s.post(nil, flagEvent{f.service, f.frozen, setFrozen(s.d.paths, f.service, f.frozen)}) })
 		case transitionEffect:
 			s.logTransition(f)
 		case saveEffect:
@@ -220,7 +220,7 @@ func (s *shell) act(f actEffect) {
 		if stop := (stopError{}); f.order.Verb == verbStop || errors.As(err, &stop) {
 			part = verbStop
 		}
-		s.post(doneEvent{f.service, part, err})
+		s.post(in, doneEvent{f.service, part, err})
 	})
 }
 
@@ -258,6 +258,15 @@ func (s *shell) order(e event) error {
 	s.refused = nil
 	s.step(e)
 	return s.refused
+}
+
+// again takes up all service files: what the members' names mean may have
+// changed.
+func (s *shell) again() {
+	for _, file := range s.files {
+		file.stamp = ""
+	}
+	s.report(s.scan())
 }
 
 // scan takes up the service files that are new, changed or gone.
@@ -334,13 +343,12 @@ func (s *shell) adopt(spec *service) {
 	s.jobs.Go(func() {
 		if fresh {
 			if err := in.begin(); err != nil && in.ctx.Err() == nil {
-				s.post(failedEvent{spec.name, "what an earlier daemon began does not stop: " + err.Error()})
+				s.post(in, failedEvent{spec.name, "what an earlier daemon began does not stop: " + err.Error()})
 			}
-			in.settled.Store(true)
-			close(in.begun)
+			close(in.settled)
 		}
 		select {
-		case <-in.begun:
+		case <-in.settled:
 			if !fresh {
 				in.takeUpAgain(ctx)
 			}
@@ -363,15 +371,17 @@ func (s *shell) leave(before, after *service) {
 func (s *shell) newInstance(spec *service) *localInstance {
 	ctx, stop := context.WithCancel(s.ctx)
 	name := spec.name
-	in := &localInstance{stop: stop, begun: make(chan struct{})}
+	in := &localInstance{stop: stop, settled: make(chan struct{})}
 	in.instance = &instance{
 		paths: s.d.paths, node: s.core.node, watcher: s.d.watcher, jobs: &s.jobs, ctx: ctx, service: spec,
 		starts: s.starts, stops: s.stops, checks: s.checks, acting: make(chan struct{}, 1),
 		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},
 		log: func(level slog.Level, rid, text string) { s.d.logs.write(level, name, rid, text) },
 		seen: func(rid string, state status, note string) {
-			if in.settled.Load() {
-				s.post(statusEvent{name, rid, state, note})
+			select {
+			case <-in.settled:
+				s.post(in, statusEvent{name, rid, state, note})
+			default:
 			}
 		},
 	}

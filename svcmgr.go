@@ -225,13 +225,16 @@ var orders = map[string]struct {
 	expect  string
 	reached func(i instanceData) bool
 }{
-	"start":   {"started", func(i instanceData) bool { return i.Avail == statusUp }},
-	"restart": {"restarted", func(i instanceData) bool { return i.Avail == statusUp }},
+	"start":   {"started", instanceData.isUp},
+	"restart": {"restarted", instanceData.isUp},
 	"stop":    {"stopped", instanceData.isDown},
 	"freeze":  {"frozen", func(i instanceData) bool { return i.Frozen }},
 	"thaw":    {"thawed", func(i instanceData) bool { return !i.Frozen }},
 	"abort":   {"aborted", func(instanceData) bool { return true }},
 }
+
+// isUp takes an instance whose resources are all optional as it is.
+func (i instanceData) isUp() bool { return i.Avail == statusUp || i.Avail == statusNA }
 
 // isDown tells whether nothing of the instance runs.
 func (i instanceData) isDown() bool {
@@ -317,7 +320,7 @@ func (w waiter) wait(ctx context.Context, within time.Duration, word string, rid
 	defer following.Wait()
 	defer cancel()
 	following.Go(func() { w.follow(ctx, lines) })
-	select { // until the log is followed
+	select { // until the log is followed, or cannot be: then the order tells why, or does without
 	case <-lines:
 	case <-ctx.Done():
 		return exitError{exitTimeout, context.Cause(ctx)}
@@ -332,7 +335,10 @@ func (w waiter) wait(ctx context.Context, within time.Duration, word string, rid
 		}
 		for quiet := time.After(pause); quiet != nil; {
 			select {
-			case news := <-lines:
+			case news, more := <-lines:
+				if !more {
+					lines = nil // its end is looked for all the same
+				}
 				for _, line := range news {
 					fmt.Println(line)
 				}
@@ -357,28 +363,36 @@ func (w waiter) done(ctx context.Context, word string, rids []string) (bool, err
 	if err != nil || len(data.Instances) == 0 {
 		return false, nil // the daemon may be restarting; the time is bounded
 	}
-	for node, i := range data.Instances {
+	return orderDone(data, word, rids)
+}
+
+// orderDone is done by what a status says. A state that failed before is no
+// failure of an order that is not begun yet, or only about the frozen flag.
+func orderDone(s serviceData, word string, rids []string) (bool, error) {
+	for node, i := range s.Instances {
+		flag := word == "freeze" || word == "thaw" || word == "abort"
 		switch m := i.Monitor; {
-		case m.Status.failed():
-			return true, fmt.Errorf("%s is in state %q on %s: %s", w.name, m.Status, node, m.Why)
-		case m.Status != stateIdle || m.Wanted != "":
+		case m.Wanted != "" || m.Status != stateIdle && !m.Status.failed():
 			return false, nil
+		case m.Status.failed() && !(flag && orders[word].reached(i)):
+			return true, fmt.Errorf("%s is in state %q on %s: %s", s.Svcname, m.Status, node, m.Why)
 		case rids != nil:
 			for _, rid := range rids {
 				if up := i.Resources[rid].Status == statusUp; up != (word != "stop") {
-					return true, fmt.Errorf("%s of %s is %s on %s: %s", rid, w.name, i.Resources[rid].Status, node, i.Resources[rid].Log)
+					return true, fmt.Errorf("%s of %s is %s on %s: %s", rid, s.Svcname, i.Resources[rid].Status, node, i.Resources[rid].Log)
 				}
 			}
 		case !orders[word].reached(i):
-			return true, fmt.Errorf("%s is %s on %s: %s", w.name, i.Avail, node, m.Why)
+			return true, fmt.Errorf("%s is %s on %s: %s", s.Svcname, i.Avail, node, m.Why)
 		}
 	}
 	return true, nil
 }
 
 // follow sends the lines of the service's log; first an empty batch, when it
-// follows.
+// follows. It closes lines when there will be no more.
 func (w waiter) follow(ctx context.Context, lines chan<- []string) {
+	defer close(lines)
 	_ = ask(ctx, w.paths, w.node, "service_logs", map[string]any{"svcname": w.name, "backlog": 0, "follow": true}, func(_ []byte, r replyJSON) error {
 		var batch struct{ Lines []string }
 		if r.Status != 0 {

@@ -26,20 +26,29 @@ const (
 	folderChanges = unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_MOVED_FROM | unix.IN_DELETE | unix.IN_CLOSE_WRITE | unix.IN_ATTRIB
 )
 
+// The kernel's limits are shared with all other programs of the user. What it
+// does not watch, since they are used up, is woken every pollPause.
+const (
+	pollPause       = time.Second
+	polled    int32 = -1 // no watch descriptor
+)
+
 type watcher struct {
-	inotify *os.File
+	inotify *os.File        // nil: all are polled
+	short   func(err error) // unless nil, told once of the limits
+	once    sync.Once
 
 	mu    sync.Mutex
 	wakes map[int32][]chan struct{} // by watch descriptor, which is one per inode
 	ended bool
 }
 
-func newWatcher() (*watcher, error) {
-	fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("cannot watch files (fs.inotify.max_user_instances may be used up): %w", err)
+func newWatcher(short func(err error)) *watcher {
+	w := &watcher{short: short, wakes: map[int32][]chan struct{}{}}
+	if fd, err := unix.InotifyInit1(unix.IN_NONBLOCK | unix.IN_CLOEXEC); err == nil {
+		w.inotify = os.NewFile(uintptr(fd), "inotify")
 	}
-	return &watcher{inotify: os.NewFile(uintptr(fd), "inotify"), wakes: map[int32][]chan struct{}{}}, nil
+	return w
 }
 
 // add has a token put into the channel whenever what path names now has
@@ -59,13 +68,20 @@ func (w *watcher) add(path string) (changed <-chan struct{}, cancel func(), err 
 	if w.ended {
 		return nil, nil, fmt.Errorf("cannot watch %s: %w", path, os.ErrClosed)
 	}
-	id, err := 0, error(nil)
-	if controlErr := w.control(func(fd int) { id, err = unix.InotifyAddWatch(fd, path, mask) }); controlErr != nil || err != nil {
-		return nil, nil, fmt.Errorf("cannot watch %s: %w", path, errors.Join(controlErr, err))
+	id, err := polled, error(unix.EMFILE)
+	if w.inotify != nil {
+		err = w.control(func(fd int) error {
+			wd, err := unix.InotifyAddWatch(fd, path, mask)
+			id = int32(wd) // -1 with an error: polled
+			return err
+		})
+	}
+	if err != nil && w.short != nil {
+		w.once.Do(func() { w.short(err) })
 	}
 	wake := make(chan struct{}, 1)
-	w.wakes[int32(id)] = append(w.wakes[int32(id)], wake)
-	return wake, func() { w.remove(int32(id), wake) }, nil
+	w.wakes[id] = append(w.wakes[id], wake)
+	return wake, func() { w.remove(id, wake) }, nil
 }
 
 func (w *watcher) remove(id int32, wake chan struct{}) {
@@ -77,22 +93,31 @@ func (w *watcher) remove(id int32, wake chan struct{}) {
 	}
 	if w.wakes[id] = slices.Delete(w.wakes[id], i, i+1); len(w.wakes[id]) == 0 {
 		delete(w.wakes, id)
-		w.control(func(fd int) { unix.InotifyRmWatch(fd, uint32(id)) }) // if the inode is gone by now, so is the watch
+		if id != polled {
+			w.control(func(fd int) error { unix.InotifyRmWatch(fd, uint32(id)); return nil }) // if the inode is gone by now, so is the watch
+		}
 	}
 }
 
 // control lends the descriptor; os.File.Fd might make it block.
-func (w *watcher) control(f func(fd int)) error {
-	raw, err := w.inotify.SyscallConn()
-	if err != nil {
-		return err
+func (w *watcher) control(f func(fd int) error) (err error) {
+	raw, rawErr := w.inotify.SyscallConn()
+	if rawErr == nil {
+		rawErr = raw.Control(func(fd uintptr) { err = f(int(fd)) })
 	}
-	return raw.Control(func(fd uintptr) { f(int(fd)) })
+	return errors.Join(rawErr, err)
 }
 
 // run wakes until ctx ends, then wakes all a last time and closes.
 func (w *watcher) run(ctx context.Context) error {
 	defer w.close()
+	polling, done := context.WithCancel(ctx)
+	defer done()
+	go w.poll(polling)
+	if w.inotify == nil {
+		<-ctx.Done()
+		return nil
+	}
 	defer context.AfterFunc(ctx, func() { w.inotify.SetReadDeadline(time.Unix(1, 0)) })()
 	buffer := make([]byte, 4096)
 	for {
@@ -104,6 +129,21 @@ func (w *watcher) run(ctx context.Context) error {
 			return fmt.Errorf("cannot read what changed: %w", err)
 		}
 		w.dispatch(buffer[:n])
+	}
+}
+
+func (w *watcher) poll(ctx context.Context) {
+	tick := time.NewTicker(pollPause)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			w.mu.Lock()
+			wake(w.wakes[polled])
+			w.mu.Unlock()
+		}
 	}
 }
 
@@ -145,5 +185,7 @@ func (w *watcher) close() {
 	defer w.mu.Unlock()
 	w.ended = true
 	w.wakeAll()
-	w.inotify.Close()
+	if w.inotify != nil {
+		w.inotify.Close()
+	}
 }

@@ -14,8 +14,7 @@ import (
 
 func startWatcher(t *testing.T) *watcher {
 	t.Helper()
-	w, err := newWatcher()
-	must(t, err)
+	w := newWatcher(nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- w.run(ctx) }()
@@ -172,8 +171,7 @@ func TestWatchOverflow(t *testing.T) {
 func TestWatchEnds(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	w, err := newWatcher()
-	must(t, err)
+	w := newWatcher(nil)
 	changed, cancel, err := w.add(dir)
 	must(t, err)
 	ctx, stop := context.WithCancel(t.Context())
@@ -183,5 +181,43 @@ func TestWatchEnds(t *testing.T) {
 	cancel()
 	if _, _, err := w.add(dir); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("after the end: %v", err)
+	}
+}
+
+// Where the kernel's limits are used up, what changes is noticed later, and
+// nothing fails.
+func TestWatchWithoutInotify(t *testing.T) {
+	for _, name := range []string{"no instance left", "no watch left"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "file")
+			must(t, os.WriteFile(path, nil, 0o600))
+			said := make(chan error, 9)
+			w := &watcher{wakes: map[int32][]chan struct{}{}, short: func(err error) { said <- err }}
+			if name == "no watch left" {
+				pipe, end, err := os.Pipe() // what is no inotify takes no watch
+				must(t, err)
+				defer end.Close()
+				w.inotify = pipe
+			}
+			ctx, cancel := context.WithCancel(context.Background())
+			ended := make(chan struct{})
+			go func() { defer close(ended); w.run(ctx) }()
+			for range 2 {
+				changed, stop, err := w.add(path)
+				must(t, err)
+				wantWake(t, "first", changed)
+				wantWake(t, "again", changed)
+				stop()
+			}
+			if len(said) != 1 {
+				t.Errorf("said %d times", len(said))
+			}
+			if paths, wakes := w.count(); paths+wakes > 0 {
+				t.Errorf("left: %d paths, %d wakes", paths, wakes)
+			}
+			cancel()
+			<-ended
+		})
 	}
 }

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+func createdService(tb testing.TB, d *liveDaemon, name, text string) {
+	tb.Helper()
+	must(tb, os.WriteFile(d.paths.servicePath(name), []byte(text), 0o600))
+}
+
+func TestSetNodeMonitorTwice(t *testing.T) {
+	d := startLive(t, settings{"cluster.nodes": "node1"}, nil)
+	if r := d.local("set_node_monitor", "local_expect=frozen", "global_expect=frozen"); r.Status == 0 {
+		t.Error("two expects were taken")
+	}
+	if r := d.local("set_node_monitor", "local_expect=frozen"); r.Status != 0 {
+		t.Error(r.Error)
+	}
+	waitFor(t, patience, "frozen", func() bool { return isFrozen(d.paths, "") })
+}
+
+func TestServiceRequestsRefused(t *testing.T) {
+	d := startLive(t, settings{"cluster.nodes": "node1"}, nil)
+	createdService(t, d, "svc1", "[app#1]\nexec = /bin/sleep 1000\n")
+	for _, c := range []struct{ action, option, want string }{
+		{"set_service_monitor", `local_expect=stopped rid=[]`, "rid"},
+		{"service_action", `command=["-s=svc2","stop"]`, "svcname"},
+		{"service_action", `command=["stop","--local","--s=svc2"]`, "svcname"},
+		{"service_action", `command=["stop","--s","svc2"]`, "svcname"},
+	} {
+		r := d.local(c.action, append(strings.Fields(c.option), "svcname=svc1")...)
+		if r.Status == 0 || !strings.Contains(r.Error, c.want) {
+			t.Errorf("%s %s: %d %s", c.action, c.option, r.Status, r.Error)
+		}
+	}
+}

@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// serviceOf asks the daemon for one service.
+func serviceOf(tb testing.TB, p paths, name string) serviceData {
+	tb.Helper()
+	s, err := askStatus(context.Background(), p, "", name)
+	must(tb, err)
+	return s
+}
+
+// killServices ends what a test's services left.
+func killServices(tb testing.TB, p paths) {
+	tb.Cleanup(func() {
+		for _, pid := range processesWith("OSVCRUN=" + p.run) {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+	})
+}
+
+func writeService(tb testing.TB, p paths, name, text string) {
+	tb.Helper()
+	must(tb, writeFile(p.servicePath(name), []byte(text), 0o600))
+}
+
+const sleeper = "[DEFAULT]\norchestrate = ha\n[app#1]\nexec = /bin/sleep 1000\n"
+
+func up(tb testing.TB, p paths, name string) {
+	tb.Helper()
+	waitFor(tb, patience, name+" is up", func() bool { return serviceOf(tb, p, name).Avail == statusUp })
+}
+
+// A file that changes while the daemon settles what a crash left must not keep
+// the instance from being looked at.
+func TestFileChangesWhileSettling(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	held, err := lock(filepath.Join(p.instanceRun("svc1"), "lock"))
+	must(t, err)
+	must(t, replaceFile(filepath.Join(p.instanceRun("svc1"), "action"), fmt.Appendf(nil, `{"boot":%q,"verb":"start","rids":["app#1"]}`, bootID())))
+	d := serveLive(t, p, port, nil)
+	waitFor(t, patience, "it settles", func() bool {
+		log, _ := os.ReadFile(p.serviceLog("svc1"))
+		return strings.Contains(string(log), "was cut off")
+	})
+	writeService(t, p, "svc1", sleeper+"# changed\n")
+	sum := checksum([]byte(sleeper + "# changed\n"))
+	waitFor(t, patience, "the new text", func() bool { return serviceOf(t, d.paths, "svc1").Config.Checksum == sum })
+	held.unlock()
+	up(t, p, "svc1")
+}
+
+// A change of node.conf takes up the service files anew, and forgets nothing.
+func TestNodeConfChangesServicesStay(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	writeService(t, p, "svc2", sleeper)
+	d := serveLive(t, p, port, nil)
+	up(t, p, "svc1")
+	up(t, p, "svc2")
+	writeService(t, p, "svc1", "[app#1]\nexek = /bin/sleep 1000\n")
+	waitFor(t, patience, "the fault", func() bool { return serviceOf(t, p, "svc1").Config.Error != "" })
+	configure(t, p, settings{"node.env": "PRD"})
+	waitFor(t, patience, "the new node.conf", func() bool { return d.logged.count("configuration applied") > 0 })
+	serviceOf(t, p, "svc2") // after the shell has heard of it
+	if s := serviceOf(t, p, "svc1"); s.Avail != statusUp || len(s.Nodes) == 0 || s.Config.Checksum == "" {
+		t.Errorf("svc1, whose file has a fault: %+v", s)
+	}
+
+	must(t, d.monitor.do(context.Background(), func(s *shell) { // both at once
+		must(t, os.Remove(p.servicePath("svc2")))
+		s.again()
+	}))
+	must(t, d.monitor.do(context.Background(), func(s *shell) {
+		if s.core.services["svc2"] != nil || s.instances["svc2"] != nil {
+			t.Error("svc2 is gone, and still looked after")
+		}
+	}))
+}
+
+// What was begun for a service that is gone must not end what is done for one
+// that has its name since.
+func TestServiceComesBack(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	text := strings.Replace(sleeper, "ha", "no", 1)
+	writeService(t, p, "svc1", text)
+	d := serveLive(t, p, port, nil)
+	waitFor(t, patience, "svc1 is looked at", func() bool { return serviceOf(t, p, "svc1").Avail == statusDown })
+	held, err := lock(filepath.Join(p.instanceRun("svc1"), "lock"))
+	must(t, err)
+	defer held.unlock()
+	do := func(f func(s *shell)) { t.Helper(); must(t, d.monitor.do(context.Background(), f)) }
+	do(func(s *shell) { must(t, s.order(serviceOrder{service: "svc1", localExpect: expectStarted})) }) // waits for the lock
+	do(func(s *shell) {
+		must(t, os.Remove(p.servicePath("svc1")))
+		must(t, s.scan())
+		writeService(t, p, "svc1", text)
+		must(t, s.scan())
+		s.core.services["svc1"].acting = &order{Verb: verbStart}
+	})
+	for range 20 {
+		time.Sleep(10 * time.Millisecond)
+		acts := false
+		do(func(s *shell) { acts = s.core.services["svc1"].acting != nil })
+		if !acts {
+			t.Fatal("the old start ended the new one")
+		}
+	}
+	do(func(s *shell) { s.core.services["svc1"].acting = nil })
+}

@@ -296,7 +296,9 @@ func (in *instance) stopProgram(ctx context.Context, r *resource) error {
 		return nil
 	}
 	within := r.timeoutOf(verbStop, 0)
+	late := time.After(within)
 	p.stopping.Store(true)
+	defer p.stopping.Store(false)
 	if r.stop != nil {
 		if err := in.mustRun(ctx, r, verbStop, r.stop); err != nil {
 			in.log(slog.LevelWarn, r.rid, "stop: "+err.Error())
@@ -307,7 +309,7 @@ func (in *instance) stopProgram(ctx context.Context, r *resource) error {
 	select {
 	case <-p.ended:
 		return nil
-	case <-time.After(within):
+	case <-late:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

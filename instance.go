@@ -282,6 +282,12 @@ func (in *instance) check(ctx context.Context, rid string) (told bool) {
 		return false
 	}
 	in.tell(r, state, note)
+	if r.exec != nil && state != statusDown {
+		// Its end may have been told just before what was seen of its life.
+		if state, note := in.programState(rid); state == statusDown {
+			in.tell(r, state, note)
+		}
+	}
 	return true
 }
 

@@ -68,7 +68,7 @@ func makeServiceKeys() keyTable {
 	for _, kind := range []string{"app#", "ocf#", "systemd#"} {
 		keys = append(keys,
 			keySpec{kind, "restart", "0", parseCount(0, 1000), false},
-			keySpec{kind, "restart_delay", "1s", parseDuration, false},
+			keySpec{kind, "restart_delay", "1s", parseDelay, false},
 			keySpec{kind, "timeout", "", parseDuration, false},
 			keySpec{kind, "start_timeout", "", parseDuration, false},
 			keySpec{kind, "stop_timeout", "", parseDuration, false},
@@ -79,6 +79,14 @@ func makeServiceKeys() keyTable {
 		)
 	}
 	return keys
+}
+
+// parseDelay reads a duration that may be 0.
+func parseDelay(s string) (any, error) {
+	if s == "0" || s == "0s" {
+		return time.Duration(0), nil
+	}
+	return parseDuration(s)
 }
 
 func parseBool(s string) (any, error) {

@@ -221,7 +221,7 @@ func (in *instance) stop(ctx context.Context, s *service, rids []string) error {
 	var failures []error
 	selected := in.selected(s, rids)
 	if err := in.write(verbStop, selected); err != nil {
-		return stopError{err}
+		in.log(slog.LevelWarn, "", err.Error()) // and stopped all the same
 	}
 	for _, r := range slices.Backward(selected) {
 		if err := in.stopOne(ctx, r); err != nil {
@@ -326,6 +326,13 @@ func (in *instance) note(e journalEntry) error {
 		return fmt.Errorf("cannot note what is being done: %w", err)
 	}
 	return nil
+}
+
+// doing is the verb that was noted last.
+func (in *instance) doing() verb {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.done.Verb
 }
 
 // noteCommand adds the command that is about to run to what is being done.

@@ -430,7 +430,7 @@ func (in *instance) settle(ctx context.Context) error {
 	return err
 }
 
-// frozen tells whether the flag file is there: a service's, or the node's.
+// frozenFlag is the flag's file: a service's, or the node's.
 func (p paths) frozenFlag(service string) string {
 	if service == "" {
 		return filepath.Join(p.lib, "frozen")
@@ -438,9 +438,10 @@ func (p paths) frozenFlag(service string) string {
 	return filepath.Join(p.instanceLib(service), "frozen")
 }
 
+// isFrozen tells whether the flag is there, or may be.
 func isFrozen(p paths, service string) bool {
 	_, err := os.Stat(p.frozenFlag(service))
-	return err == nil
+	return !errors.Is(err, os.ErrNotExist)
 }
 
 // setFrozen writes or removes the flag, to last over a crash of the machine.

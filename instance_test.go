@@ -666,3 +666,15 @@ func TestStopNeedsNoDisk(t *testing.T) {
 		t.Error("nothing was said about it")
 	}
 }
+
+func TestFrozenIfInDoubt(t *testing.T) {
+	a := newActor(t, "[app#1]\nexec = /bin/true\n")
+	if isFrozen(a.paths, "svc1") {
+		t.Error("frozen without a flag")
+	}
+	must(t, os.MkdirAll(a.paths.lib, 0o700))
+	must(t, os.Symlink("services", filepath.Join(a.paths.lib, "services"))) // cannot be looked into
+	if !isFrozen(a.paths, "svc1") {
+		t.Error("it would be started though its flag cannot be read")
+	}
+}

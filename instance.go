@@ -506,6 +506,12 @@ func (in *instance) readIntent() (intent, error) {
 	if kept.Boot != bootID() {
 		return intent{}, nil
 	}
+	for rid, n := range kept.Restarts {
+		if now := time.Now(); n.Last.After(now) { // the clock was set back
+			n.Last = now
+			kept.Restarts[rid] = n
+		}
+	}
 	for _, r := range in.service.resources {
 		in.up[r.rid] = kept.LocalExpect == expectStarted
 	}

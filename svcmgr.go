@@ -137,16 +137,16 @@ func bindDelete(flags *flag.FlagSet) body {
 		if err != nil {
 			return err
 		}
-		if _, err := loadService(p, c, name); err == nil {
-			data, err := askStatus(ctx, p, "", name)
-			if err != nil {
-				return fmt.Errorf("cannot tell whether %s runs: %w", name, err)
-			}
-			if i, here := data.Instances[c.node]; here && i.Overall != statusDown && i.Overall != statusNA {
-				return fmt.Errorf("%s is %s on %s; first: svcmgr -s %s stop --wait", name, i.Overall, c.node, name)
-			}
-		} else if _, statErr := os.Stat(p.servicePath(name)); statErr != nil {
+		if _, err := os.Lstat(p.servicePath(name)); err != nil {
+			_, err = loadService(p, c, name) // says it better
 			return err
+		}
+		data, err := askStatus(ctx, p, "", name) // also with a broken file: what it was before may run
+		if err != nil {
+			return fmt.Errorf("cannot tell whether %s runs: %w", name, err)
+		}
+		if i, here := data.Instances[c.node]; here && (!i.isDown() || i.Monitor.Status != stateIdle && !i.Monitor.Status.failed()) {
+			return fmt.Errorf("%s is %s, %s on %s; first: svcmgr -s %s stop --local --wait", name, i.Overall, i.Monitor.Status, c.node, name)
 		}
 		return deleteService(p, serviceConfFile(p, c, name), name)
 	}

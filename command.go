@@ -29,7 +29,9 @@ type body = func(ctx context.Context, p paths, args []string) error
 const (
 	startTimeout = 20 * time.Second
 	endTimeout   = 20 * time.Second
-	answerPause  = 10 * time.Millisecond // between two questions to a daemon that starts
+	// A shutdown takes as long as the services' stops, which have timeouts.
+	shutdownTimeout = 24 * time.Hour
+	answerPause     = 10 * time.Millisecond // between two questions to a daemon that starts
 )
 
 // printRaw prints each frame as a line.
@@ -339,12 +341,14 @@ func bindStop(flags *flag.FlagSet) body {
 		if *thread != "" {
 			return askThread(ctx, p, "daemon_stop", *thread)
 		}
-		return endDaemon(ctx, p, "daemon_stop", fmt.Sprintf("force=%t", *force))
+		return endDaemon(ctx, p, endTimeout, "daemon_stop", fmt.Sprintf("force=%t", *force))
 	}
 }
 
 func bindShutdown(*flag.FlagSet) body {
-	return func(ctx context.Context, p paths, _ []string) error { return endDaemon(ctx, p, "daemon_shutdown") }
+	return func(ctx context.Context, p paths, _ []string) error {
+		return endDaemon(ctx, p, shutdownTimeout, "daemon_shutdown")
+	}
 }
 
 func bindRestart(*flag.FlagSet) body {
@@ -352,7 +356,7 @@ func bindRestart(*flag.FlagSet) body {
 		if systemUnit(ctx, p) {
 			return systemctl(ctx, "restart")
 		}
-		if err := endDaemon(ctx, p, "daemon_stop"); err != nil {
+		if err := endDaemon(ctx, p, endTimeout, "daemon_stop"); err != nil {
 			return err
 		}
 		return startDaemon(ctx, p)
@@ -361,8 +365,8 @@ func bindRestart(*flag.FlagSet) body {
 
 // endDaemon asks the daemon to end and returns when its process has. One that
 // does not run has ended.
-func endDaemon(ctx context.Context, p paths, action string, words ...string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, endTimeout, fmt.Errorf("the daemon has not ended after %s: %w", endTimeout, context.DeadlineExceeded))
+func endDaemon(ctx context.Context, p paths, within time.Duration, action string, words ...string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, within, fmt.Errorf("the daemon has not ended after %s: %w", within, context.DeadlineExceeded))
 	defer cancel()
 	options, err := encodeOptions(action, words)
 	if err != nil {

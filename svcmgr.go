@@ -445,7 +445,7 @@ func showService(out io.Writer, s serviceData) {
 	fmt.Fprintf(out, "%s  %s%s\n", s.Svcname, s.Overall, frozen)
 	var attention []string
 	if s.Config.Error != "" {
-		attention = append(attention, "The file on disk is not used:\n  "+strings.ReplaceAll(s.Config.Error, "\n", "\n  ")+"\n  Mend it: svcmgr -s "+s.Svcname+" edit config")
+		attention = append(attention, "The file on disk is not used:\n"+s.Config.Error+"\nMend it: svcmgr -s "+s.Svcname+" edit config")
 	}
 	for n, node := range s.Nodes {
 		stem, branch := "|  ", "|- "
@@ -466,9 +466,7 @@ func showService(out io.Writer, s serviceData) {
 			attention = append(attention, fmt.Sprintf("When that is mended: svcmgr -s %s clear", s.Svcname))
 		}
 	}
-	for _, line := range attention {
-		fmt.Fprintln(out, "! "+line)
-	}
+	showAttention(out, attention)
 }
 
 // words tell the state of an instance.
@@ -513,7 +511,7 @@ func (i instanceData) rows(stem string) (rows [][]string) {
 			}
 		}
 		if r.Log != "" {
-			detail += ": " + r.Log
+			detail += ": " + strings.ReplaceAll(r.Log, "\n", "; ")
 		}
 		rows = append(rows, []string{stem + branch + rid, mark + string(r.Status), detail})
 	}

@@ -112,6 +112,8 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 	defer m.current.Store(nil)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	rescan := time.NewTicker(rescanPause)
+	defer rescan.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -124,6 +126,8 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 		case <-tick.C:
 			s.step(tickEvent{})
 		case <-folder:
+			s.report(s.scan())
+		case <-rescan.C:
 			s.report(s.scan())
 		case <-changed:
 			if m.d.config.Load().node != s.core.node {

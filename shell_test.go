@@ -122,3 +122,19 @@ func TestServiceComesBack(t *testing.T) {
 	}
 	do(func(s *shell) { s.core.services["svc1"].acting = nil })
 }
+
+// What inotify does not tell, as of the target of a link, or of a folder that
+// was put in the place of another, is seen a little later.
+func TestServiceFilesBehindLinks(t *testing.T) {
+	t.Parallel()
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	target := filepath.Join(p.lib, "svc1.text")
+	must(t, os.WriteFile(target, []byte(sleeper), 0o600))
+	must(t, os.Symlink(target, p.servicePath("svc1")))
+	serveLive(t, p, port, nil)
+	up(t, p, "svc1")
+	must(t, os.WriteFile(target, []byte(sleeper+"# changed\n"), 0o600))
+	sum := checksum([]byte(sleeper + "# changed\n"))
+	waitFor(t, patience, "the new text", func() bool { return serviceOf(t, p, "svc1").Config.Checksum == sum })
+}

@@ -138,3 +138,34 @@ func TestServiceFilesBehindLinks(t *testing.T) {
 	sum := checksum([]byte(sleeper + "# changed\n"))
 	waitFor(t, patience, "the new text", func() bool { return serviceOf(t, p, "svc1").Config.Checksum == sum })
 }
+
+// A resource that is renamed or removed while it is up would run on unseen,
+// and beside its successor.
+func TestResourceRenamedWhileUp(t *testing.T) {
+	t.Parallel()
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	d := serveLive(t, p, port, nil)
+	up(t, p, "svc1")
+	text := strings.Replace(sleeper, "[app#1]", "[app#web]\nrestart = 2", 1)
+	writeService(t, p, "svc1", text)
+	waitFor(t, patience, "why it is not used", func() bool {
+		return strings.Contains(serviceOf(t, p, "svc1").Config.Error, "svcmgr -s svc1 stop --local --rid app#1")
+	})
+	if programs := processesWith("OSVCRUN=" + p.run); len(programs) != 1 {
+		t.Errorf("%d programs", len(programs))
+	}
+	if r := d.local("set_service_monitor", "svcname=svc1", "local_expect=stopped", `rid=["app#1"]`); r.Status != 0 {
+		t.Fatal(r.Error)
+	}
+	waitFor(t, patience, "the successor", func() bool {
+		return serviceOf(t, p, "svc1").Instances["node1"].Resources["app#web"].Status == statusUp
+	})
+	if programs := processesWith("OSVCRUN=" + p.run); len(programs) != 1 {
+		t.Errorf("%d programs", len(programs))
+	}
+	if said := d.logged.count("is not used"); said != 1 {
+		t.Errorf("logged %d times", said)
+	}
+}

@@ -55,3 +55,18 @@ func TestStatusIsPlainText(t *testing.T) {
 		}
 	}
 }
+
+func TestServiceRowAdvises(t *testing.T) {
+	for name, c := range map[string]struct {
+		state instanceData
+		want  string
+	}{
+		"failed":    {instanceData{Avail: statusDown, Monitor: monitorData{Status: stateStartFailed, Why: "no"}}, "svcmgr -s svc1 clear"},
+		"not known": {instanceData{Avail: statusUndef, Monitor: monitorData{Status: stateIdle, Why: "not looked at yet"}}, "not looked at yet"},
+	} {
+		row, attention := showServiceRow(serviceData{Svcname: "svc1", Instances: map[string]instanceData{"node1": c.state}}, []string{"node1"})
+		if !strings.HasPrefix(row[0], "!") || !strings.Contains(strings.Join(attention, "\n"), c.want) {
+			t.Errorf("%s: %q, %q", name, row, attention)
+		}
+	}
+}

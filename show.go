@@ -164,8 +164,11 @@ func showServiceRow(s serviceData, nodes []string) (row, attention []string) {
 			cell += ", " + string(i.Monitor.Status)
 		}
 		cells = append(cells, cell)
-		if i.Monitor.Why != "" && (i.Monitor.Status.failed() || i.Avail == statusWarn || i.Avail == statusDown) {
-			attention = append(attention, s.Svcname+" on "+node+": "+i.Monitor.Why)
+		switch why := s.Svcname + " on " + node + ": " + i.Monitor.Why; {
+		case i.Monitor.Status.failed():
+			attention = append(attention, why+"\nWhen that is mended: svcmgr -s "+s.Svcname+" clear")
+		case i.Monitor.Why != "" && i.Avail != statusUp && i.Avail != statusNA:
+			attention = append(attention, why)
 		}
 	}
 	if s.Frozen != "thawed" && s.Frozen != "n/a" {

@@ -445,7 +445,7 @@ func (m *monitorThread) end(ctx context.Context) error {
 		err := m.do(ctx, func(s *shell) {
 			for name, service := range s.core.services {
 				switch {
-				case service.acting != nil || !service.probed:
+				case service.acting != nil || !service.probed || service.state == stateFreezing || service.state == stateThawing:
 					left = append(left, name)
 				case !service.down():
 					stuck = append(stuck, name+" ("+service.why+")")

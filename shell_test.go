@@ -169,3 +169,25 @@ func TestResourceRenamedWhileUp(t *testing.T) {
 		t.Errorf("logged %d times", said)
 	}
 }
+
+// A shutdown waits for a flag that is being written, and stops then.
+func TestShutdownWhileFreezing(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	d := serveLive(t, p, port, nil)
+	up(t, p, "svc1")
+	do := func(f func(s *shell)) { t.Helper(); must(t, d.monitor.do(context.Background(), f)) }
+	do(func(s *shell) { s.core.services["svc1"].state = stateFreezing })
+	ended := make(chan error, 1)
+	go func() { ended <- d.monitor.end(context.Background()) }()
+	select {
+	case err := <-ended:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(5 * endPause):
+	}
+	do(func(s *shell) { s.step(flagEvent{service: "svc1", frozen: true}) })
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

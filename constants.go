@@ -173,6 +173,9 @@ const (
 	calmDelay = 20 * time.Second
 	// linesWaiting bounds what the monitor has to log and has not yet.
 	linesWaiting = 1024
+	// rescanPause is the time between two looks at the service files where
+	// inotify tells nothing: behind links, on network file systems.
+	rescanPause = 10 * time.Second
 	// dyingPatience is how long a daemon waits for one that may be ending.
 	dyingPatience = 300 * time.Millisecond
 	// lockPause is the wait before another try to lock an instance.

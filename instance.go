@@ -226,7 +226,7 @@ func (in *instance) stop(ctx context.Context, s *service, rids []string) error {
 	var failures []error
 	selected := in.selected(s, rids)
 	if err := in.write(verbStop, selected); err != nil {
-		return stopError{err}
+		in.log(slog.LevelWarn, "", err.Error()) // and stopped all the same
 	}
 	for _, r := range slices.Backward(selected) {
 		if err := in.stopOne(ctx, r); err != nil {
@@ -339,6 +339,13 @@ func (in *instance) note(e journalEntry) error {
 	return nil
 }
 
+// doing is the verb that was noted last.
+func (in *instance) doing() verb {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.done.Verb
+}
+
 // noteCommand adds the command that is about to run to what is being done.
 func (in *instance) noteCommand(id string) error {
 	in.mu.Lock()
@@ -449,7 +456,7 @@ func (in *instance) settle(ctx context.Context) error {
 	return err
 }
 
-// frozen tells whether the flag file is there: a service's, or the node's.
+// frozenFlag is the flag's file: a service's, or the node's.
 func (p paths) frozenFlag(service string) string {
 	if service == "" {
 		return filepath.Join(p.lib, "frozen")
@@ -457,9 +464,10 @@ func (p paths) frozenFlag(service string) string {
 	return filepath.Join(p.instanceLib(service), "frozen")
 }
 
+// isFrozen tells whether the flag is there, or may be.
 func isFrozen(p paths, service string) bool {
 	_, err := os.Stat(p.frozenFlag(service))
-	return err == nil
+	return !errors.Is(err, os.ErrNotExist)
 }
 
 // setFrozen writes or removes the flag, to last over a crash of the machine.
@@ -523,6 +531,12 @@ func (in *instance) readIntent() (intent, error) {
 	}
 	if kept.Boot != bootID() {
 		return intent{}, nil
+	}
+	for rid, n := range kept.Restarts {
+		if now := time.Now(); n.Last.After(now) { // the clock was set back
+			n.Last = now
+			kept.Restarts[rid] = n
+		}
 	}
 	for _, r := range in.service.resources {
 		in.up[r.rid] = kept.LocalExpect == expectStarted

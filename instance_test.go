@@ -648,3 +648,44 @@ func TestNothingBeginsOnceCancelled(t *testing.T) {
 		t.Errorf("tried to run it: %v", err)
 	}
 }
+
+// A disk that is full, or read-only after an error, is a reason to stop
+// services, and must not keep them up.
+func TestStopNeedsNoDisk(t *testing.T) {
+	a := newActor(t, "[app#1]\nscript = @/script\n")
+	a.script("script", "echo $1 >>@/ran; echo said; [ $1 != status ] || exit 3")
+	must(t, os.WriteFile(filepath.Join(a.paths.lib, "services"), nil, 0o600))
+	must(t, os.MkdirAll(a.journalPath()+".new/x", 0o700))
+	if err := a.do(verbStart); !strings.Contains(err, "cannot note") {
+		t.Errorf("start: %v", err)
+	}
+	if err := a.do(verbStop); err != "<nil>" || !strings.Contains(a.read("ran"), "stop") {
+		t.Errorf("stop: %v; ran: %s", err, a.read("ran"))
+	}
+	if a.logged("cannot keep the output") == 0 || a.logged("cannot note what is being done") == 0 {
+		t.Error("nothing was said about it")
+	}
+}
+
+func TestFrozenIfInDoubt(t *testing.T) {
+	a := newActor(t, "[app#1]\nexec = /bin/true\n")
+	if isFrozen(a.paths, "svc1") {
+		t.Error("frozen without a flag")
+	}
+	must(t, os.MkdirAll(a.paths.lib, 0o700))
+	must(t, os.Symlink("services", filepath.Join(a.paths.lib, "services"))) // cannot be looked into
+	if !isFrozen(a.paths, "svc1") {
+		t.Error("it would be started though its flag cannot be read")
+	}
+}
+
+// Times that were kept are of a clock that may have been set back since.
+func TestKeptTimesAreNotAhead(t *testing.T) {
+	a := newActor(t, "[app#1]\nexec = /bin/true\n")
+	must(t, a.keepIntent(intent{Restarts: map[string]restarts{"app#1": {Count: 1, Last: time.Now().Add(24 * time.Hour)}}}))
+	found, err := a.readIntent()
+	must(t, err)
+	if n := found.Restarts["app#1"]; n.Count != 1 || time.Until(n.Last) > 0 {
+		t.Errorf("the next restart waits for a day: %+v", n)
+	}
+}

@@ -337,9 +337,6 @@ func (c *core) fail(s *monitored, state monitorState, why string) {
 		why += "; the " + string(s.Wanted.Verb) + " that was to follow is not done"
 		s.Wanted, s.LocalExpect = nil, ""
 	}
-	if s.Wanted == nil && s.Flag == "" {
-		s.GlobalExpect = "" // nothing would ever reach it
-	}
 	c.enter(s, state, why)
 }
 

@@ -158,13 +158,14 @@ func (c *core) begin(s *monitored, o order, avail status) {
 	}
 }
 
-// reached ends a global expect that has come true.
+// reached ends a global expect that has come true, or never will: in a failed
+// state nothing is done by itself.
 func (c *core) reached(s *monitored) {
 	if s.GlobalExpect == "" || s.acting != nil || s.Wanted != nil || s.Flag != "" {
 		return
 	}
 	avail, _ := s.status()
-	if up := s.GlobalExpect == "started" || s.GlobalExpect == "restarted"; !up || avail == statusUp || avail == statusNA {
+	if up := s.GlobalExpect == "started" || s.GlobalExpect == "restarted"; !up || avail == statusUp || avail == statusNA || s.state.failed() {
 		s.GlobalExpect = ""
 		c.save(s)
 	}

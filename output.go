@@ -203,7 +203,7 @@ func (o *output) end() string {
 func lastLine(text string) string {
 	text = strings.TrimSpace(text)
 	text = strings.TrimSpace(text[strings.LastIndexByte(text, '\n')+1:])
-	return strings.ToValidUTF8(text[:min(len(text), 300)], "")
+	return strings.Map(printable, strings.ToValidUTF8(text[:min(len(text), 300)], ""))
 }
 
 // saying adds the last line to a message, if there is one.

@@ -7,8 +7,10 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -65,17 +67,14 @@ func (in *instance) execute(ctx context.Context, r *resource, c resourceCommand)
 	id := rand.Text()
 	var sink io.Writer
 	var printed func() string
-	if c.quiet {
+	out, err := in.prepare(r, c, id)
+	if err != nil {
+		return commandResult{}, err
+	}
+	if out == nil {
 		buffer := &boundedBuffer{limit: commandOutput}
 		sink, printed = buffer, func() string { text, _ := buffer.text(); return text }
 	} else {
-		out, err := in.output(r.rid)
-		if err == nil {
-			err = in.noteCommand(id)
-		}
-		if err != nil {
-			return commandResult{}, err
-		}
 		out.begin()
 		sink, printed = out.f, out.end
 	}
@@ -100,6 +99,21 @@ func (in *instance) execute(ctx context.Context, r *resource, c resourceCommand)
 		return result, fmt.Errorf("%s was ended by a signal: %w", c.argv[0], err)
 	}
 	return result, nil
+}
+
+// prepare notes a command down and returns the file of its output; none for a
+// check. A stop is done on a disk that takes neither.
+func (in *instance) prepare(r *resource, c resourceCommand, id string) (*output, error) {
+	if c.quiet {
+		return nil, nil
+	}
+	out, err := in.output(r.rid)
+	err = errors.Join(err, in.noteCommand(id))
+	if err != nil && in.doing() == verbStop {
+		in.log(slog.LevelWarn, r.rid, err.Error())
+		return out, nil
+	}
+	return out, err
 }
 
 // endSession kills a command with all that it started, and tells whether it

@@ -115,6 +115,8 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 	calm := time.After(calmDelay)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
+	rescan := time.NewTicker(rescanPause)
+	defer rescan.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -129,6 +131,8 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 		case <-calm:
 			s.jobs.Go(debug.FreeOSMemory) // what starting took stays in the idle daemon's account otherwise
 		case <-folder:
+			s.report(s.scan())
+		case <-rescan.C:
 			s.report(s.scan())
 		case <-changed:
 			if m.d.config.Load().node != s.core.node {
@@ -306,16 +310,39 @@ func (s *shell) read(name string) {
 	if err == nil {
 		spec, err = parseService(name, string(text), c.node, c.members())
 	}
-	if file.fault = err; err != nil {
-		s.d.log.Error("a service's file is not used", "service", name, "err", err)
+	if m := s.core.services[name]; err == nil && m != nil {
+		if err = m.leavesBehind(spec); err != nil {
+			file.stamp = "" // looked at again: it may be stopped by then
+		}
+	}
+	if was := file.fault; err != nil {
+		if file.fault = err; was == nil || was.Error() != err.Error() {
+			s.d.log.Error("a service's file is not used", "service", name, "err", err)
+		}
 		return
 	}
+	file.fault = nil
 	file.spec, file.sum, file.updated = spec, checksum(text), info.ModTime()
 	if !slices.Contains(spec.nodes, c.node) {
 		s.drop(name, "this node is not among its nodes")
 		return
 	}
 	s.adopt(spec)
+}
+
+// leavesBehind refuses a version without a resource that is up: it would run on
+// unseen, maybe beside the one that has its place.
+func (m *monitored) leavesBehind(spec *service) error {
+	for _, r := range m.spec.resources {
+		if now := spec.resource(r.rid); now != nil && (now.exec == nil) == (r.exec == nil) {
+			continue
+		}
+		if state := m.resources[r.rid].status; !r.disable && (state == statusUp || state == statusWarn) {
+			name := spec.name
+			return fmt.Errorf("%s is %s, and not the same or not there in this version; put it back, or first: svcmgr -s %s stop --local --rid %s", r.rid, state, name, r.rid)
+		}
+	}
+	return nil
 }
 
 // adopt makes spec the one that is in force on this node.
@@ -445,7 +472,7 @@ func (m *monitorThread) end(ctx context.Context) (err error) {
 		err := m.do(ctx, func(s *shell) {
 			for name, service := range s.core.services {
 				switch {
-				case service.acting != nil || !service.probed, service.state == stateFreezing, service.state == stateThawing:
+				case service.acting != nil || !service.probed || service.state == stateFreezing || service.state == stateThawing:
 					left = append(left, name)
 				case !service.down():
 					stuck = append(stuck, name+" ("+service.why+")")

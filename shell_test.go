@@ -122,3 +122,72 @@ func TestServiceComesBack(t *testing.T) {
 	}
 	do(func(s *shell) { s.core.services["svc1"].acting = nil })
 }
+
+// What inotify does not tell, as of the target of a link, or of a folder that
+// was put in the place of another, is seen a little later.
+func TestServiceFilesBehindLinks(t *testing.T) {
+	t.Parallel()
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	target := filepath.Join(p.lib, "svc1.text")
+	must(t, os.WriteFile(target, []byte(sleeper), 0o600))
+	must(t, os.Symlink(target, p.servicePath("svc1")))
+	serveLive(t, p, port, nil)
+	up(t, p, "svc1")
+	must(t, os.WriteFile(target, []byte(sleeper+"# changed\n"), 0o600))
+	sum := checksum([]byte(sleeper + "# changed\n"))
+	waitFor(t, patience, "the new text", func() bool { return serviceOf(t, p, "svc1").Config.Checksum == sum })
+}
+
+// A resource that is renamed or removed while it is up would run on unseen,
+// and beside its successor.
+func TestResourceRenamedWhileUp(t *testing.T) {
+	t.Parallel()
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	d := serveLive(t, p, port, nil)
+	up(t, p, "svc1")
+	text := strings.Replace(sleeper, "[app#1]", "[app#web]\nrestart = 2", 1)
+	writeService(t, p, "svc1", text)
+	waitFor(t, patience, "why it is not used", func() bool {
+		return strings.Contains(serviceOf(t, p, "svc1").Config.Error, "svcmgr -s svc1 stop --local --rid app#1")
+	})
+	if programs := processesWith("OSVCRUN=" + p.run); len(programs) != 1 {
+		t.Errorf("%d programs", len(programs))
+	}
+	if r := d.local("set_service_monitor", "svcname=svc1", "local_expect=stopped", `rid=["app#1"]`); r.Status != 0 {
+		t.Fatal(r.Error)
+	}
+	waitFor(t, patience, "the successor", func() bool {
+		return serviceOf(t, p, "svc1").Instances["node1"].Resources["app#web"].Status == statusUp
+	})
+	if programs := processesWith("OSVCRUN=" + p.run); len(programs) != 1 {
+		t.Errorf("%d programs", len(programs))
+	}
+	if said := d.logged.count("is not used"); said != 1 {
+		t.Errorf("logged %d times", said)
+	}
+}
+
+// A shutdown waits for a flag that is being written, and stops then.
+func TestShutdownWhileFreezing(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	d := serveLive(t, p, port, nil)
+	up(t, p, "svc1")
+	do := func(f func(s *shell)) { t.Helper(); must(t, d.monitor.do(context.Background(), f)) }
+	do(func(s *shell) { s.core.services["svc1"].state = stateFreezing })
+	ended := make(chan error, 1)
+	go func() { ended <- d.monitor.end(context.Background()) }()
+	select {
+	case err := <-ended:
+		t.Fatalf("it did not wait: %v", err)
+	case <-time.After(5 * endPause):
+	}
+	do(func(s *shell) { s.step(flagEvent{service: "svc1", frozen: true}) })
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}

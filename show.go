@@ -129,17 +129,21 @@ func showDaemon(out io.Writer, data json.RawMessage, now time.Time) error {
 	}
 
 	if d.ConfigError != "" {
-		attention = append(attention, "The node.conf on disk is not used; the last good one is in force:\n  "+
-			strings.ReplaceAll(d.ConfigError, "\n", "\n  ")+"\n  Mend it: nodemgr edit config")
+		attention = append(attention, "The node.conf on disk is not used; the last good one is in force:\n"+d.ConfigError+"\nMend it: nodemgr edit config")
 	}
 	fmt.Fprintln(out)
-	for _, line := range attention {
-		fmt.Fprintln(out, "! "+line)
-	}
+	showAttention(out, attention)
 	if attention == nil {
 		fmt.Fprintln(out, "Nothing needs attention.")
 	}
 	return nil
+}
+
+// showAttention marks what needs attention; a message may have several lines.
+func showAttention(out io.Writer, messages []string) {
+	for _, message := range messages {
+		fmt.Fprintln(out, "! "+strings.ReplaceAll(message, "\n", "\n  "))
+	}
 }
 
 // showServiceRow makes the row of a service, with a cell for each node, and
@@ -160,8 +164,11 @@ func showServiceRow(s serviceData, nodes []string) (row, attention []string) {
 			cell += ", " + string(i.Monitor.Status)
 		}
 		cells = append(cells, cell)
-		if i.Monitor.Why != "" && (i.Monitor.Status.failed() || i.Avail == statusWarn || i.Avail == statusDown) {
-			attention = append(attention, s.Svcname+" on "+node+": "+i.Monitor.Why)
+		switch why := s.Svcname + " on " + node + ": " + i.Monitor.Why; {
+		case i.Monitor.Status.failed():
+			attention = append(attention, why+"\nWhen that is mended: svcmgr -s "+s.Svcname+" clear")
+		case i.Monitor.Why != "" && i.Avail != statusUp && i.Avail != statusNA:
+			attention = append(attention, why)
 		}
 	}
 	if s.Frozen != "thawed" && s.Frozen != "n/a" {

@@ -137,16 +137,16 @@ func bindDelete(flags *flag.FlagSet) body {
 		if err != nil {
 			return err
 		}
-		if _, err := loadService(p, c, name); err == nil {
-			data, err := askStatus(ctx, p, "", name)
-			if err != nil {
-				return fmt.Errorf("cannot tell whether %s runs: %w", name, err)
-			}
-			if i, here := data.Instances[c.node]; here && i.Overall != statusDown && i.Overall != statusNA {
-				return fmt.Errorf("%s is %s on %s; first: svcmgr -s %s stop --wait", name, i.Overall, c.node, name)
-			}
-		} else if _, statErr := os.Stat(p.servicePath(name)); statErr != nil {
+		if _, err := os.Lstat(p.servicePath(name)); err != nil {
+			_, err = loadService(p, c, name) // says it better
 			return err
+		}
+		data, err := askStatus(ctx, p, "", name) // also with a broken file: what it was before may run
+		if err != nil {
+			return fmt.Errorf("cannot tell whether %s runs: %w", name, err)
+		}
+		if i, here := data.Instances[c.node]; here && (!i.isDown() || i.Monitor.Status != stateIdle && !i.Monitor.Status.failed()) {
+			return fmt.Errorf("%s is %s, %s on %s; first: svcmgr -s %s stop --local --wait", name, i.Overall, i.Monitor.Status, c.node, name)
 		}
 		return deleteService(p, serviceConfFile(p, c, name), name)
 	}
@@ -445,7 +445,7 @@ func showService(out io.Writer, s serviceData) {
 	fmt.Fprintf(out, "%s  %s%s\n", s.Svcname, s.Overall, frozen)
 	var attention []string
 	if s.Config.Error != "" {
-		attention = append(attention, "The file on disk is not used:\n  "+strings.ReplaceAll(s.Config.Error, "\n", "\n  ")+"\n  Mend it: svcmgr -s "+s.Svcname+" edit config")
+		attention = append(attention, "The file on disk is not used:\n"+s.Config.Error+"\nMend it: svcmgr -s "+s.Svcname+" edit config")
 	}
 	for n, node := range s.Nodes {
 		stem, branch := "|  ", "|- "
@@ -466,9 +466,7 @@ func showService(out io.Writer, s serviceData) {
 			attention = append(attention, fmt.Sprintf("When that is mended: svcmgr -s %s clear", s.Svcname))
 		}
 	}
-	for _, line := range attention {
-		fmt.Fprintln(out, "! "+line)
-	}
+	showAttention(out, attention)
 }
 
 // words tell the state of an instance.
@@ -513,7 +511,7 @@ func (i instanceData) rows(stem string) (rows [][]string) {
 			}
 		}
 		if r.Log != "" {
-			detail += ": " + r.Log
+			detail += ": " + strings.ReplaceAll(r.Log, "\n", "; ")
 		}
 		rows = append(rows, []string{stem + branch + rid, mark + string(r.Status), detail})
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"strings"
 	"testing"
 	"time"
@@ -50,4 +51,28 @@ func TestWaitDone(t *testing.T) {
 			t.Errorf("%s: %v, %v", name, done, err)
 		}
 	}
+}
+
+// What runs is not deleted, also when its file has been broken since.
+func TestDeleteOfWhatRuns(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	serveLive(t, p, port, nil)
+	up(t, p, "svc1")
+	del := func() error {
+		flags := flag.NewFlagSet("delete", flag.ContinueOnError)
+		body := bindDelete(flags)
+		must(t, flags.Parse([]string{"-s", "svc1"}))
+		return body(context.Background(), p, nil)
+	}
+	for _, text := range []string{sleeper, "[app#1]\nexek = broken\n"} {
+		writeService(t, p, "svc1", text)
+		if err := del(); err == nil || !strings.Contains(err.Error(), "svcmgr -s svc1 stop") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	must(t, ask(context.Background(), p, "", "set_service_monitor", map[string]any{"svcname": "svc1", "local_expect": "stopped"}, discard))
+	waitFor(t, patience, "svc1 is down", func() bool { return serviceOf(t, p, "svc1").Avail == statusDown })
+	must(t, del())
 }

@@ -247,7 +247,8 @@ func (e serviceEvent) apply(c *core) *monitored {
 	return s
 }
 
-// leave says which resources were up and are not looked after any more.
+// leave forgets the resources that are not looked after any more, and says
+// which of them were up; those that leave the file are down (leavesBehind).
 func (c *core) leave(s *monitored, known map[string]*monitoredResource) {
 	for _, rid := range slices.Sorted(maps.Keys(known)) {
 		r := s.spec.resource(rid)
@@ -255,7 +256,7 @@ func (c *core) leave(s *monitored, known map[string]*monitoredResource) {
 			continue
 		}
 		if delete(s.Restarts, rid); known[rid].status == statusUp {
-			c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), rid + " is up, and goes on by itself: it is disabled, or not in the file any more"})
+			c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), rid + " is disabled; it is up, and goes on by itself"})
 			known[rid].status = statusUndef
 		}
 	}

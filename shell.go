@@ -358,7 +358,6 @@ func (s *shell) adopt(spec *service) {
 			s.d.log.Warn("a service begins anew", "service", spec.name, "err", err)
 		}
 	} else {
-		s.leave(in.spec(), spec)
 		in.mu.Lock()
 		in.service = spec
 		in.mu.Unlock()
@@ -383,16 +382,6 @@ func (s *shell) adopt(spec *service) {
 		case <-ctx.Done():
 		}
 	})
-}
-
-// leave says what runs of sections that are not in the file any more.
-func (s *shell) leave(before, after *service) {
-	for _, r := range before.resources {
-		m := s.core.services[before.name].resources[r.rid]
-		if after.resource(r.rid) == nil && (m.status == statusUp || m.status == statusWarn) {
-			s.d.logs.write(slog.LevelWarn, before.name, r.rid, "its section is gone; what runs goes on by itself")
-		}
-	}
 }
 
 func (s *shell) newInstance(spec *service) *localInstance {

@@ -168,7 +168,9 @@ const (
 	outputPause = 200 * time.Millisecond
 	// actionsAtOnce and checksAtOnce bound what runs on this node.
 	actionsAtOnce = 32
-	checksAtOnce  = 16
+	checksAtOnce  = 64
+	// checkIntervalLeast bounds how often a resource is checked.
+	checkIntervalLeast = 100 * time.Millisecond
 	// calmDelay is when the start of the services is mostly over.
 	calmDelay = 20 * time.Second
 	// linesWaiting bounds what the monitor has to log and has not yet.

@@ -365,6 +365,7 @@ func (in *instance) forget() error {
 // begin takes up what an earlier daemon left running, and settles what it left
 // in the middle.
 func (in *instance) begin() error {
+	in.nameStrangers()
 	for _, r := range in.spec().resources {
 		if r.exec != nil {
 			in.takeUp(r.rid)
@@ -389,6 +390,18 @@ func (in *instance) takeUpAgain(ctx context.Context) {
 	for _, r := range in.spec().resources {
 		if r.exec != nil && in.programOf(r.rid) == nil {
 			in.takeUp(r.rid)
+		}
+	}
+}
+
+// nameStrangers says which programs an earlier daemon left running whose
+// sections went from the file while no daemon ran. They are nobody's then.
+func (in *instance) nameStrangers() {
+	records, _ := filepath.Glob(in.recordPath("*")) // the pattern is a valid one
+	for _, path := range records {
+		rid := strings.TrimSuffix(filepath.Base(path), filepath.Ext(path))
+		if in.spec().resource(rid) == nil {
+			in.log(slog.LevelWarn, rid, "its section is not in the file any more; its program may run on: see "+path)
 		}
 	}
 }

@@ -72,7 +72,7 @@ func makeServiceKeys() keyTable {
 			keySpec{kind, "timeout", "", parseDuration, false},
 			keySpec{kind, "start_timeout", "", parseDuration, false},
 			keySpec{kind, "stop_timeout", "", parseDuration, false},
-			keySpec{kind, "check_interval", "10s", parseDuration, false},
+			keySpec{kind, "check_interval", "10s", parseInterval, false},
 			keySpec{kind, "monitor", "no", parseBool, false},
 			keySpec{kind, "optional", "no", parseBool, false},
 			keySpec{kind, "disable", "no", parseBool, false},
@@ -87,6 +87,15 @@ func parseDelay(s string) (any, error) {
 		return time.Duration(0), nil
 	}
 	return parseDuration(s)
+}
+
+// parseInterval reads the time between checks, each of which is a process.
+func parseInterval(s string) (any, error) {
+	d, err := parseDuration(s)
+	if err == nil && d.(time.Duration) < checkIntervalLeast {
+		err = fmt.Errorf("%q is less than %s", s, checkIntervalLeast)
+	}
+	return d, err
 }
 
 func parseBool(s string) (any, error) {

@@ -165,6 +165,15 @@ type actionResult struct {
 	Ret int    `json:"ret"`
 }
 
+// verbWords are the words of a command before its options, whose values may be
+// secrets of a service.
+func verbWords(command []string) []string {
+	if i := slices.IndexFunc(command, func(word string) bool { return strings.HasPrefix(word, "-") }); i >= 0 {
+		return command[:i]
+	}
+	return command
+}
+
 // handleServiceAction runs svcmgr -s svcname <command> here.
 func handleServiceAction(ctx context.Context, d *daemon, o options) (reply, error) {
 	command := o.list("command")
@@ -205,7 +214,7 @@ func handleServiceAction(ctx context.Context, d *daemon, o options) (reply, erro
 		if err != nil {
 			result.Err += "\n" + err.Error()
 		}
-		d.logs.write(slog.LevelInfo, name, "", fmt.Sprintf("action %s: %s: exit status %d", id, strings.Join(command, " "), result.Ret))
+		d.logs.write(slog.LevelInfo, name, "", fmt.Sprintf("action %s: %s: exit status %d", id, strings.Join(verbWords(command), " "), result.Ret))
 		return result
 	}
 	if sync, _ := o["sync"].(bool); sync {

@@ -17,6 +17,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -89,6 +90,7 @@ type monitored struct {
 	state     monitorState
 	changed   time.Time // of state
 	why       string    // of a failed state; or why a service that should run does not
+	fault     string    // of the last write of its flag
 	acting    *order    // what is being done
 	cancelled bool
 	ended     bool // the present shutdown has tried to stop it
@@ -453,8 +455,8 @@ func (c *core) act(s *monitored, o order, why string) {
 
 // because keeps why a service that should run does not.
 func (c *core) because(s *monitored, why string) {
-	if s.why != why && !s.state.failed() {
-		s.why = why
+	if !s.state.failed() {
+		s.why = cmp.Or(why, s.fault)
 	}
 }
 

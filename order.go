@@ -38,6 +38,7 @@ func (e serviceOrder) apply(c *core) *monitored {
 		c.send(refuseEffect{err})
 		return s
 	}
+	s.fault = ""
 	if e.clear || e.reset {
 		gaveUp := s.givenUp() != ""
 		s.Restarts = nil
@@ -195,7 +196,9 @@ func (e flagEvent) apply(c *core) *monitored {
 		return nil
 	}
 	why := s.FailedWhy
+	s.fault = ""
 	if e.err != nil {
+		s.fault = e.err.Error()
 		if s.Wanted != nil && (!s.Wanted.ByHand || s.GlobalExpect != "frozen" && s.GlobalExpect != "thawed" && s.GlobalExpect != "") {
 			s.Wanted = nil // it was to follow, and relied on the flag
 		}

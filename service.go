@@ -321,7 +321,7 @@ func loadService(p paths, c *config, name string) (*service, error) {
 	text, _, err := readRegular(p.servicePath(name), iniSizeLimit)
 	if errors.Is(err, os.ErrNotExist) {
 		known, _ := listServices(p) // only to be helpful
-		return nil, fmt.Errorf("there is no service %q%s; svcmgr ls lists those there are", name, nearest(name, known))
+		return nil, fmt.Errorf("there is no service %q%s (svcmgr ls lists those there are)", name, nearest(name, known))
 	}
 	if err != nil {
 		return nil, err

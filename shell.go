@@ -438,7 +438,7 @@ func (s *shell) known(name string) (*monitored, error) {
 		for known := range s.files {
 			names = append(names, known)
 		}
-		return nil, fmt.Errorf("there is no service %q%s; svcmgr ls lists those there are", shortened(name), nearest(name, names))
+		return nil, fmt.Errorf("there is no service %q%s (svcmgr ls lists those there are)", shortened(name), nearest(name, names))
 	case file.spec == nil:
 		return nil, fmt.Errorf("the file of %s is not used: %w", name, file.fault)
 	}

@@ -109,10 +109,9 @@ func runDaemon(ctx context.Context, p paths, log *slog.Logger) (byRequest bool, 
 	if err := p.makeFolders(); err != nil {
 		return false, err
 	}
-	only, err := tryLock(p.lockFile("agentd"))
-	for end := time.Now().Add(dyingPatience); errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end); only, err = tryLock(p.lockFile("agentd")) {
-		time.Sleep(lockPause) // who holds it may have been killed just now
-	}
+	patience, cancel := context.WithTimeout(ctx, dyingPatience) // who holds it may have been killed just now
+	only, err := awaitLock(patience, p.lockFile("agentd"))
+	cancel()
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		pid, _ := os.ReadFile(p.pidFile())
 		return false, fmt.Errorf("%w in %s, as process %s", errRunning, p.run, strings.TrimSpace(string(pid)))

@@ -5,11 +5,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -170,6 +172,22 @@ func lock(path string) (fileLock, error) { return takeLock(path, unix.LOCK_EX) }
 // tryLock takes the lock at path, or fails at once with unix.EWOULDBLOCK when
 // another process holds it.
 func tryLock(path string) (fileLock, error) { return takeLock(path, unix.LOCK_EX|unix.LOCK_NB) }
+
+// awaitLock takes the lock at path, or fails with unix.EWOULDBLOCK when it is
+// not to be had until ctx ends. The kernel would wait too, but not give up.
+func awaitLock(ctx context.Context, path string) (fileLock, error) {
+	for again := time.Tick(lockPause); ; {
+		held, err := tryLock(path)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return held, err
+		}
+		select {
+		case <-ctx.Done():
+			return fileLock{}, errors.Join(err, context.Cause(ctx))
+		case <-again:
+		}
+	}
+}
 
 func takeLock(path string, how int) (fileLock, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {

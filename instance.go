@@ -142,17 +142,11 @@ var errCancelled = errors.New("cancelled by a later order")
 
 // lock keeps other processes from acting on this instance.
 func (in *instance) lock(ctx context.Context) (fileLock, error) {
-	for {
-		held, err := tryLock(filepath.Join(in.paths.instanceRun(in.name()), "lock"))
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return held, err
-		}
-		select {
-		case <-ctx.Done():
-			return held, fmt.Errorf("another process acts on this instance: %w", context.Cause(ctx))
-		case <-time.After(lockPause):
-		}
+	held, err := awaitLock(ctx, filepath.Join(in.paths.instanceRun(in.name()), "lock"))
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = fmt.Errorf("another process acts on this instance: %w", err)
 	}
+	return held, err
 }
 
 func (in *instance) selected(s *service, rids []string) (resources []*resource) {

@@ -154,7 +154,7 @@ func queueList(p paths) ([]queueItem, error) {
 // for the first, and then has nothing left to do. It returns how many items
 // ran.
 func dequeue(ctx context.Context, p paths, run runner) (int, error) {
-	held, err := lockQueue(ctx, p)
+	held, err := awaitLock(ctx, p.lockFile("queue"))
 	if err != nil {
 		return 0, err
 	}
@@ -181,26 +181,6 @@ func dequeue(ctx context.Context, p paths, run runner) (int, error) {
 		if items, err = queueList(p); err != nil { // what was added meanwhile
 			return ran, err
 		}
-	}
-}
-
-// lockQueue waits for another dequeue, or for ctx's end; then the process is
-// about to end too, and the wait with it.
-func lockQueue(ctx context.Context, p paths) (held fileLock, err error) {
-	type result struct {
-		held fileLock
-		err  error
-	}
-	locked := make(chan result, 1)
-	go func() {
-		held, err := lock(p.lockFile("queue"))
-		locked <- result{held, err}
-	}()
-	select {
-	case r := <-locked:
-		return r.held, r.err
-	case <-ctx.Done():
-		return fileLock{}, context.Cause(ctx)
 	}
 }
 

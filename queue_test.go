@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -252,24 +251,6 @@ func TestQueueMarksBeforeItRuns(t *testing.T) {
 	}
 }
 
-// waitForWaiter returns when the kernel shows somebody who waits for a lock.
-func waitForWaiter(t *testing.T, path string) {
-	t.Helper()
-	info, err := os.Stat(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	inode := fmt.Sprintf(":%d ", info.Sys().(*syscall.Stat_t).Ino)
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
-		for line := range strings.Lines(readText(t, "/proc/locks")) {
-			if strings.Contains(line, "->") && strings.Contains(line, inode) {
-				return
-			}
-		}
-	}
-	t.Fatalf("nobody waits for %s", path)
-}
-
 func TestQueuePrunesResults(t *testing.T) {
 	useFakeCommands(t)
 	p := testFolders(t)
@@ -302,19 +283,16 @@ func TestQueuePrunesResults(t *testing.T) {
 	}
 }
 
-// heldForGood keeps a lock from the garbage collector, which would drop it.
-var heldForGood fileLock
-
-// Who waits for another dequeue can be ended. The wait itself ends with the
-// process, as lockQueue says, so the lock is not given back here.
+// Who waits for another dequeue can be ended.
 func TestQueueWaitForItsTurnEnds(t *testing.T) {
 	useFakeCommands(t)
 	p := testFolders(t)
 	mustQueue(t, p, queueNow, "x")
-	var err error
-	if heldForGood, err = lock(p.lockFile("queue")); err != nil {
+	held, err := lock(p.lockFile("queue"))
+	if err != nil {
 		t.Fatal(err)
 	}
+	defer held.unlock()
 	ctx, cancel := context.WithCancel(t.Context())
 	var log commandLog
 	ended := make(chan error, 1)
@@ -322,7 +300,11 @@ func TestQueueWaitForItsTurnEnds(t *testing.T) {
 		_, err := dequeue(ctx, p, log.run)
 		ended <- err
 	}()
-	waitForWaiter(t, p.lockFile("queue"))
+	select {
+	case err := <-ended:
+		t.Fatalf("dequeue did not wait: %v", err)
+	case <-time.After(3 * lockPause):
+	}
 	cancel()
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Errorf("dequeue: %v", err)

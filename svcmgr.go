@@ -252,7 +252,7 @@ func bindOrder(word string) func(*flag.FlagSet) body {
 		node := flags.String("node", "", "order the instance on node `N`")
 		local := false
 		if word != "abort" {
-			flags.BoolVar(&local, "local", false, "only the instance on this node; changes no frozen flag by itself")
+			flags.BoolVar(&local, "local", false, "only the instance on this node; start and stop change no frozen flag then")
 		}
 		var rids []string
 		if word == "start" || word == "stop" || word == "restart" {
@@ -270,7 +270,7 @@ func bindOrder(word string) func(*flag.FlagSet) body {
 			}
 			w := waiter{paths: p, node: *node, name: name}
 			options := map[string]any{"svcname": name, "global_expect": orders[word].expect}
-			if local || rids != nil || *node != "" {
+			if local || rids != nil || *node != "" && word != "abort" {
 				delete(options, "global_expect")
 				options["local_expect"] = orders[word].expect
 			}

@@ -151,6 +151,24 @@ const (
 	wordSize = 8
 )
 
+// The cluster.
+const (
+	// maxMembers bounds cluster.nodes: a beat has a bit for each.
+	maxMembers = 64
+	// beatPause is the least time between beats to one peer that changes cause,
+	// unlinkedPause that between answers to one that does not hear this node.
+	beatPause     = 5 * time.Millisecond
+	unlinkedPause = 50 * time.Millisecond
+	// sentKept bounds the beats to one peer that may still be acknowledged.
+	sentKept = 2048
+	// votesPending bounds the contents of claims that wait for the journal.
+	votesPending = 8
+	// journalPause is the wait before the votes are written again after a fault,
+	// stopPause that before an instance without right is stopped again.
+	journalPause = time.Second
+	stopPause    = 5 * time.Second
+)
+
 // Services.
 const (
 	// commandOutput bounds what is looked at of a command's output, in bytes.

@@ -90,7 +90,7 @@ func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error 
 func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &shell{
-		d: m.d, ctx: ctx, core: newCore(m.d.config.Load().node),
+		d: m.d, ctx: ctx, core: newCore(birth{node: m.d.config.Load().node}),
 		calls: make(chan func()), ended: make(chan struct{}),
 		starts: make(chan struct{}, actionsAtOnce), stops: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
 		lines: make(chan func(), linesWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
@@ -183,7 +183,7 @@ func (s *shell) post(in *localInstance, e event) {
 // step takes one event to the core and has its effects done.
 func (s *shell) step(e event) {
 	keep := map[string]intent{}
-	for _, f := range s.core.step(time.Now(), e) {
+	for _, f := range s.core.step(moment{wall: time.Now()}, e) {
 		switch f := f.(type) {
 		case actEffect:
 			s.act(f)

@@ -66,6 +66,7 @@ type simCopy struct {
 	exempt    time.Duration // until then it does not count
 	stopping  bool          // by the guard
 	failing   [5]int        // faults of the scripts
+	settling  bool          // what an earlier daemon left is not ended yet
 	stuck     bool          // a stop did not work
 	unguarded bool
 }

@@ -21,6 +21,9 @@ type simDaemon struct {
 	mine *simBrief
 	know []*simBrief // by node; never changed in place
 
+	wakes  time.Time
+	waking int
+
 	taking *simPacket // the beat of the present step
 	anew   *anewEffect
 }
@@ -116,7 +119,7 @@ func (n *simNode) born(mute time.Duration) {
 		n.log("is born: epoch %d, votes %+v, lost %v, held %v", b.epoch, b.votes, b.lost, b.held)
 	}
 	n.mine, n.know = nil, make([]*simBrief, s.size)
-	n.writing, n.pending = nil, nil
+	n.writing, n.pending, n.wakes = nil, nil, time.Time{}
 	n.s.check.emitted[n.index] = b.votes.clone()
 	n.core = newCore(b)
 	if n.guard.alive && !n.guard.paused {
@@ -126,10 +129,13 @@ func (n *simNode) born(mute time.Duration) {
 	}
 	for _, c := range n.copies {
 		if spec := c.service.specs[n.index]; spec != nil {
+			left := c.cmd
+			c.cmd, c.settling = nil, true
 			n.step(serviceEvent{c.service.name, spec, n.disk.frozen[c.service.name], n.run.intents[c.service.name]})
-			n.settle(c)
+			n.settle(c, left)
 		}
 	}
+	n.step(scannedEvent{})
 	if n.core == nil {
 		return
 	}
@@ -335,13 +341,28 @@ func (n *simNode) perform(f effect) {
 			n.log("    %s", effectText(f))
 		}
 	case wakeEffect:
-		d := f.at.Sub(scriptStart) - n.wall - n.s.now
-		n.later(max(d, 0)+time.Microsecond, func() { n.step(tickEvent{}) })
+		n.wakeAt(f.at)
 	case refuseEffect:
 		n.log("    refused: %v", f.err)
 	default:
 		n.s.fail("%s: an effect that nobody knows: %T", n.name, f)
 	}
+}
+
+// wakeAt is the shell's one timer.
+func (n *simNode) wakeAt(at time.Time) {
+	if !n.wakes.IsZero() && !at.Before(n.wakes) {
+		return
+	}
+	n.wakes = at
+	n.waking++
+	waking := n.waking
+	n.later(max(at.Sub(n.moment().wall), 0)+time.Microsecond, func() {
+		if waking == n.waking {
+			n.wakes = time.Time{}
+			n.step(tickEvent{})
+		}
+	})
 }
 
 // act carries out an order.
@@ -360,14 +381,20 @@ func (n *simNode) act(f actEffect) {
 	if f.order.Verb != verbStop {
 		n.s.check.began(n, c)
 	}
-	if f.order.Verb == verbStart {
+	if !c.settling {
+		n.carryOut(c, cmd)
+	}
+}
+
+func (n *simNode) carryOut(c *simCopy, cmd *simCommand) {
+	if cmd.order.Verb == verbStart {
 		n.later(0, func() { n.startNext(c, cmd, 0) })
 		return
 	}
 	n.later(0, func() {
 		n.stopNext(c, cmd, len(c.running)-1, nil, func(err error) {
 			switch {
-			case err != nil || f.order.Verb == verbStop:
+			case err != nil || cmd.order.Verb == verbStop:
 				n.done(c, cmd, verbStop, err)
 			case cmd.killed:
 				n.done(c, cmd, verbStart, errors.New("cancelled"))
@@ -522,46 +549,42 @@ func (n *simNode) stopNext(c *simCopy, cmd *simCommand, i int, only []bool, then
 	})
 }
 
-// settle ends what an earlier daemon left half done, then looks what runs.
-func (n *simNode) settle(c *simCopy) {
-	left := c.cmd
+// settle ends what an earlier daemon left half done; orders wait for it, and
+// only then does it look what runs.
+func (n *simNode) settle(c *simCopy, left *simCommand) {
 	if left == nil || left.order.Verb == verbStop {
-		c.cmd = nil
-		n.later(n.s.between2(time.Millisecond, 200*time.Millisecond), func() { n.watch(c) })
+		n.later(n.s.between2(time.Millisecond, 200*time.Millisecond), func() { n.settled(c) })
 		return
 	}
-	cmd := &simCommand{order: left.order, gen: n.gen, began: make([]bool, len(c.running))}
-	c.cmd = cmd
-	n.later(n.s.upTo(20*time.Millisecond), func() {
-		n.stopQuietly(c, cmd, len(c.running)-1)
-	})
+	n.later(n.s.upTo(20*time.Millisecond), func() { n.stopQuietly(c, left, len(c.running)-1) })
 }
 
-// stopQuietly: the states count only once all is settled.
-func (n *simNode) stopQuietly(c *simCopy, cmd *simCommand, i int) {
-	for i >= 0 && (!c.running[i] || !c.selected(cmd, i)) {
+func (n *simNode) stopQuietly(c *simCopy, left *simCommand, i int) {
+	for i >= 0 && (!c.running[i] || !c.selected(left, i)) {
 		i--
 	}
-	if c.cmd != cmd {
-		return
-	}
 	if i < 0 {
-		c.cmd = nil
-		n.watch(c)
+		n.settled(c)
 		return
 	}
 	d, works := n.stopTime(c)
 	n.later(d, func() {
-		if works {
-			n.set(c, i, false)
-		} else if c.cmd == cmd {
-			c.cmd = nil
+		if !works {
 			n.step(failedEvent{c.service.name, "it does not stop"})
-			n.watch(c)
+			n.settled(c)
 			return
 		}
-		n.stopQuietly(c, cmd, i-1)
+		n.set(c, i, false)
+		n.stopQuietly(c, left, i-1)
 	})
+}
+
+func (n *simNode) settled(c *simCopy) {
+	c.settling = false
+	if c.cmd != nil {
+		n.carryOut(c, c.cmd)
+	}
+	n.watch(c)
 }
 
 // watch looks at the resources, again and again.

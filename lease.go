@@ -79,6 +79,8 @@ type birth struct {
 	lost bool
 	// held are the instances that the guard has to stop, and when, in this boot.
 	held map[string]leaseClock
+	// silent is why this node must not speak to the cluster; "": it may.
+	silent string
 }
 
 // votes is the voter's journal.
@@ -175,7 +177,7 @@ type (
 func newCore(b birth) *core {
 	c := &core{
 		node: b.node, frozen: b.frozen, state: stateIdle, services: map[string]*monitored{},
-		epoch: b.epoch, salt: b.salt, seed: b.seed, now: b.now.wall, clock: b.now.clock, born: b.now.clock,
+		epoch: b.epoch, salt: b.salt, seed: b.seed, now: b.now.wall, clock: b.now.clock, born: b.now.clock, silent: b.silent,
 		claimed: map[string]*claim{}, gone: map[string]uint32{}, grants: map[string]*promise{},
 	}
 	clusterEvent{b.cluster}.apply(c)

@@ -32,6 +32,7 @@ type peer struct {
 	acked   leaseClock // until when the link is good, by what it acknowledged
 	known   bool       // acked is set, in its present epoch
 	linked  bool       // as of the last round
+	fresh   leaseClock // until when it counts as being there because it has just begun anew
 
 	ackSeq uint64 // what is acknowledged to it: not before needs is kept
 	needs  uint64
@@ -134,8 +135,12 @@ func (c *core) hurry() {
 // beat sends the next beat to a peer. Its time is taken before it leaves, so
 // that a lease never counts from later than that.
 func (c *core) beat(p *peer, heartbeat string) {
+	p.urgent = false
+	if c.silent != "" {
+		return
+	}
 	p.seqSent++
-	p.urgent, p.lastAt = false, c.clock
+	p.lastAt = c.clock
 	i := 0
 	for i < len(p.sent) && (c.clock.reached(p.sent[i].until) || len(p.sent)-i >= sentKept) {
 		i++
@@ -168,6 +173,7 @@ func (e beatEvent) apply(c *core) *monitored {
 	}
 	if b.epoch > p.epoch {
 		p.begin(b)
+		p.fresh = c.clock.add(c.cluster.timeout)
 	}
 	p.seq = b.seq
 	for _, v := range b.data.held {
@@ -287,7 +293,11 @@ func (c *core) round() {
 		c.stirred = true
 		c.rouse()
 		state := "the link is good"
-		if !good {
+		switch {
+		case good:
+		case !p.known:
+			state = "it begins anew"
+		default:
 			state = "the link is lost: nothing of it that answers this node for " + c.cluster.timeout.String()
 		}
 		c.send(transitionEffect{"", string(c.state), string(c.state), p.name + ": " + state})
@@ -295,9 +305,9 @@ func (c *core) round() {
 }
 
 // alive tells whether the peer is linked with this node, or with one of those
-// that are.
+// that are, or has just begun anew.
 func (c *core) alive(p *peer) bool {
-	return p.linked || slices.ContainsFunc(c.ordered(), func(other *peer) bool {
+	return p.linked || !c.clock.reached(p.fresh) || slices.ContainsFunc(c.ordered(), func(other *peer) bool {
 		return other.linked && other.heard&(1<<p.index) != 0
 	})
 }
@@ -312,6 +322,12 @@ func (c *core) linkState(node string) string {
 		return "unreachable"
 	}
 	return "dead"
+}
+
+// complete tells whether all members were seen at once since the start.
+func (c *core) complete() bool {
+	c.joined = c.joined || c.seen() == len(c.cluster.members)
+	return c.joined
 }
 
 // seen counts the voters that this node is linked with, itself included.

@@ -75,6 +75,8 @@ type core struct {
 	seed        uint64
 	born        leaseClock
 	peers       map[string]*peer
+	joined      bool   // all members were seen at once
+	silent      string // why no beats are sent; "": they are
 
 	// This node's claims (claim.go).
 	claims  uint32 // the number of their content

@@ -65,13 +65,15 @@ func (c *core) obstacle(s *monitored) string {
 func (c *core) isolated() string {
 	n := len(c.cluster.members)
 	switch seen := c.seen(); {
+	case n > 1 && c.silent != "":
+		return "this node does not take part in the cluster: " + c.silent
 	case slices.Contains(c.cluster.witnesses, c.node):
 		return "this node is a witness: it votes, and runs nothing"
 	case n > 1 && !c.cluster.beating:
 		return "no heartbeat is configured, so the nodes cannot agree who runs it; to have one on all nodes: nodemgr set --param hb#1.type --value unicast"
 	case c.cluster.quorum && seen < c.majority():
 		return fmt.Sprintf("no quorum: this node is linked with %d of %d voters, itself included", seen, n)
-	case !c.cluster.quorum && seen < n && !c.clock.reached(c.born.add(c.cluster.rejoin)):
+	case !c.cluster.quorum && !c.complete() && !c.clock.reached(c.born.add(c.cluster.rejoin)):
 		c.wakeBy(c.born.add(c.cluster.rejoin))
 		return "waits for its peers, " + c.cluster.rejoin.String() + " after the start at most"
 	}

@@ -163,6 +163,8 @@ const (
 	sentKept = 2048
 	// votesPending bounds the contents of claims that wait for the journal.
 	votesPending = 8
+	// wakePause is the least time to a wake that is asked for.
+	wakePause = time.Millisecond
 	// journalPause is the wait before the votes are written again after a fault,
 	// stopPause that before an instance without right is stopped again.
 	journalPause = time.Second

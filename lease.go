@@ -408,7 +408,9 @@ func (c *core) wake() {
 	if c.soonest == (leaseClock{}) {
 		return
 	}
-	at := c.now.Add(max(0, c.soonest.raw-c.clock.raw))
+	// A moment that must have come by both clocks may not have by the other: no
+	// step after the other until then.
+	at := c.now.Add(max(wakePause, c.soonest.raw-c.clock.raw))
 	if c.alarm.After(c.now) && !at.Before(c.alarm) {
 		return
 	}

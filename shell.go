@@ -44,6 +44,17 @@ type shell struct {
 	wake      *time.Timer
 	wakeAt    time.Time
 	refused   error // by the step just taken
+
+	// What the nodes say (publish.go).
+	store      *dataStore
+	changed    map[string]bool        // services to be published; "": the node
+	marks      map[string]serviceMark // as they were published
+	stats      nodeStats              // as they were published
+	statsRead  time.Time
+	unsaid     bool // something does not fit into the store, and that was logged
+	due        *time.Timer
+	announcing bool // due runs
+	announced  time.Time
 }
 
 // localInstance is an instance and what the shell does with it.
@@ -94,8 +105,12 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 		calls: make(chan func()), ended: make(chan struct{}),
 		starts: make(chan struct{}, actionsAtOnce), stops: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
 		lines: make(chan func(), linesWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+		changed: map[string]bool{"": true}, marks: map[string]serviceMark{}, due: time.NewTimer(time.Hour),
 	}
 	s.core.frozen = isFrozen(m.d.paths, "")
+	s.store = newDataStore(s.core.node, uint64(time.Now().UnixMilli()))
+	s.store.linked = func(node string) bool { return s.linkState(node) == linkLinked }
+	s.store.members(m.d.config.Load().members())
 	var logging sync.WaitGroup
 	logging.Go(func() {
 		for line := range s.lines {
@@ -126,6 +141,9 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 		case <-s.wake.C:
 			s.wakeAt = time.Time{}
 			s.step(tickEvent{})
+		case <-s.due.C:
+			s.announcing = false
+			s.announce()
 		case <-tick.C:
 			s.step(tickEvent{})
 		case <-calm:
@@ -138,6 +156,8 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 			if m.d.config.Load().node != s.core.node {
 				return nil
 			}
+			s.store.members(m.d.config.Load().members())
+			s.changed[""] = true
 			s.again()
 		}
 	}
@@ -183,7 +203,8 @@ func (s *shell) post(in *localInstance, e event) {
 // step takes one event to the core and has its effects done.
 func (s *shell) step(e event) {
 	keep := map[string]intent{}
-	for _, f := range s.core.step(time.Now(), e) {
+	effects := s.core.step(time.Now(), e)
+	for _, f := range effects {
 		switch f := f.(type) {
 		case actEffect:
 			s.act(f)
@@ -211,6 +232,8 @@ func (s *shell) step(e event) {
 			}
 		}
 	}
+	s.touched(e, effects)
+	s.publish()
 }
 
 func (s *shell) act(f actEffect) {
@@ -279,6 +302,7 @@ func (s *shell) scan() error {
 	if err != nil {
 		return err
 	}
+	defer s.publish()
 	for _, name := range names {
 		s.read(name)
 	}
@@ -286,6 +310,7 @@ func (s *shell) scan() error {
 		if !slices.Contains(names, name) {
 			delete(s.files, name)
 			s.drop(name, "its file is gone")
+			s.changed[name] = true
 		}
 	}
 	return nil
@@ -304,6 +329,7 @@ func (s *shell) read(name string) {
 		s.files[name] = file
 	}
 	file.stamp = stamp
+	s.changed[name] = true
 	c := s.d.config.Load()
 	text, info, err := readRegular(path, iniSizeLimit)
 	var spec *service

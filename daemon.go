@@ -49,7 +49,7 @@ type daemon struct {
 	logs       *serviceLog
 	streams    atomic.Int64 // that are served
 	monitor    *monitorThread
-	guard      guardian
+
 	// leaseClock reads the clocks by which leases are measured.
 	leaseClock func() leaseClock
 	// background has a place for each service_action that nobody waits for.
@@ -166,7 +166,7 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 	})
 	d.logs = newServiceLog(p, func() string { return d.config.Load().node }, d.watcher, log)
 	d.monitor = &monitorThread{d: d}
-	d.guard, d.leaseClock = &noGuard{}, readLeaseClock
+	d.leaseClock = readLeaseClock
 	d.heartbeats = newHeartbeats(d)
 	d.background = make(chan struct{}, actionsAtOnce)
 	d.threads = []*thread{newListener(d).thread(), d.monitor.thread()}

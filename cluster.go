@@ -126,6 +126,11 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 	node := nodeData{Agent: agentVersion, Env: c.text("node.env"), Stats: readNodeStats(), Monitor: nodeMonitor{stateIdle}}
 	services := map[string]serviceData{}
 	var unknown error
+	if only != "" {
+		if err := d.monitor.find(ctx, only); err != nil {
+			return nil, err
+		}
+	}
 	err := d.monitor.do(ctx, func(s *shell) {
 		node.Frozen, node.Monitor = s.core.frozen, nodeMonitor{s.core.state}
 		if only != "" {

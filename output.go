@@ -43,8 +43,8 @@ func (in *instance) outputPath(rid string) string {
 // an earlier daemon left off.
 func (in *instance) output(rid string) (*output, error) {
 	path := in.outputPath(rid)
-	in.mu.Lock()
-	defer in.mu.Unlock()
+	in.opening.Lock()
+	defer in.opening.Unlock()
 	if o := in.outputs[rid]; o != nil {
 		return o, nil
 	}

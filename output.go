@@ -62,9 +62,11 @@ func (in *instance) output(rid string) (*output, error) {
 	}
 	in.outputs[rid] = o
 	in.jobs.Go(func() {
-		defer o.close()
 		defer stop()
 		o.follow(in.ctx, changed)
+		in.acting <- struct{}{} // an action may be starting what prints to it
+		o.close()
+		<-in.acting
 	})
 	return o, nil
 }

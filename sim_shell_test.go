@@ -246,8 +246,11 @@ func (n *simNode) step(e event) {
 	if len(effects) > 60+20*n.s.size {
 		n.s.fail("%s: %d effects of a step", n.name, len(effects))
 	}
+	gen := n.gen
 	for _, f := range effects {
-		n.perform(f)
+		if n.perform(f); n.gen != gen {
+			return // the machine went down
+		}
 		if n.anew != nil {
 			n.beginAnew()
 			return

@@ -202,7 +202,7 @@ func (k *simCheck) granted(n *simNode, now *votes) {
 // bound is how long it takes at most, once all is healed, until everything is
 // as it should be.
 func (k *simCheck) bound(s *sim) time.Duration {
-	return s.longest + 2*s.term() + s.rejoin + 4*s.timeout + 2*s.recheck + 100*time.Second + 5*s.grace
+	return 2*s.longest + 3*s.term() + s.rejoin + 4*s.timeout + 2*s.recheck + 100*time.Second + 5*s.grace
 }
 
 // live is I3 and I4: everything is healed for long enough.

@@ -142,7 +142,7 @@ func (n *simNode) until(at leaseClock) time.Duration {
 	if d <= 0 {
 		return 0
 	}
-	return d*976/1000 + 10*time.Microsecond // a little early, and looked at again
+	return d*700/1000 + 10*time.Microsecond // early, and looked at again
 }
 
 // boot turns the machine on.
@@ -157,6 +157,10 @@ func (n *simNode) boot() {
 	n.rawAt, n.bootAt = s.upTo(time.Hour), s.upTo(time.Hour)
 	rate := func() int64 { return s.random.Int64N(2*s.drift+1) - s.drift }
 	n.rawRate, n.bootRate = rate(), rate()
+	if s.wild && s.chance(50) {
+		// Each rule for clocks stands one that is wrong.
+		*[]*int64{&n.rawRate, &n.bootRate}[s.random.IntN(2)] = s.random.Int64N(600_000) - 300_000
+	}
 	n.run = simRun{intents: map[string]intent{}}
 	n.guard = simGuard{token: n.guard.token}
 	n.log("boots")
@@ -246,7 +250,7 @@ func (n *simNode) guardRevive() {
 		return
 	}
 	n.guard.starting = true
-	n.later(n.s.between2(5*time.Millisecond, 300*time.Millisecond), func() {
+	n.later(n.s.span(5*time.Millisecond, 300*time.Millisecond), func() {
 		n.guard.alive, n.guard.paused, n.guard.starting = true, false, false
 		n.log("has a guard")
 		n.s.check.guarded(n)
@@ -322,7 +326,7 @@ func (n *simNode) guardWatch() {
 		if last := at.add(n.s.grace * 5 / 6); n.s.reboots && c.up {
 			if now.reached(last) {
 				n.crash("quorum_action")
-				n.machineBack(n.s.between2(5*time.Second, time.Minute))
+				n.machineBack(n.s.span(5*time.Second, time.Minute))
 				return
 			}
 			next = min(next, n.until(last))
@@ -388,7 +392,7 @@ func (n *simNode) guardStopNext(c *simCopy, i int) {
 // stopTime draws what comes of a stop script.
 func (n *simNode) stopTime(c *simCopy) (d time.Duration, works bool) {
 	s := n.s
-	d = s.between2(time.Millisecond, s.grace*35/100/time.Duration(len(c.running)))
+	d = s.span(time.Millisecond, s.grace*35/100/time.Duration(len(c.running)))
 	switch {
 	case c.failing[stopHangs] > 0:
 		c.stuck = true

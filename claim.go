@@ -113,6 +113,7 @@ func (c *core) prune() {
 // touch marks the journal as changed and returns the version that will hold
 // the change.
 func (c *core) touch() uint64 {
+	c.ballot++
 	if !c.unkept {
 		c.version++
 		c.unkept = true
@@ -123,18 +124,26 @@ func (c *core) touch() uint64 {
 // extend moves the moment at which a peer's grants may be freed; never to an
 // earlier one. A longer term is kept before it is acknowledged.
 func (c *core) extend(p *peer, term time.Duration) {
-	free := c.clock.add(term)
+	p.free = p.free.latest(c.clock.add(term))
+	if term <= p.longest {
+		return
+	}
+	p.longest = term
 	for _, g := range c.grants {
-		if g.Node != p.name {
-			continue
-		}
-		g.free = g.free.latest(free)
-		if term > g.Term {
+		if g.Node == p.name && term > g.Term {
 			g.Term = term
 			g.version = c.touch()
 			p.needs = g.version
 		}
 	}
+}
+
+// until is the moment before which a grant is not freed.
+func (c *core) until(g *promise) leaseClock {
+	if p := c.peers[g.Node]; p != nil {
+		return g.free.latest(p.free)
+	}
+	return g.free
 }
 
 // voteOn brings the grants of a peer in line with its claims.
@@ -161,6 +170,7 @@ func (c *core) voteOn(p *peer) {
 		p.voting = slices.Delete(p.voting, len(p.voting)-2, len(p.voting)-1)
 	}
 	p.count(c.kept)
+	c.ballot++
 	p.urgent = true
 }
 
@@ -192,7 +202,7 @@ func (c *core) award(name string) {
 		}
 		c.grants[name] = &promise{g, c.clock.add(g.Term), c.touch()}
 		if p := c.peers[node]; p != nil {
-			p.urgent = true
+			p.urgent, p.longest = true, min(p.longest, g.Term)
 		}
 		return
 	}
@@ -205,10 +215,10 @@ func (c *core) release() {
 		p := c.peers[g.Node]
 		switch {
 		case g.Node == c.node || p != nil && c.good(p):
-		case c.clock.surely(g.free):
+		case c.clock.surely(c.until(g)):
 			freed = append(freed, name)
 		default:
-			c.wakeBy(g.free)
+			c.wakeBy(c.until(g))
 		}
 	}
 	for _, name := range freed {
@@ -243,13 +253,18 @@ func (c *core) speak() {
 }
 
 // refused lists which of the claims that a peer is told about are not granted.
-func (c *core) refused(p *peer) (numbers []uint32) {
+func (c *core) refused(p *peer) []uint32 {
+	if p.counted == c.ballot {
+		return p.refused
+	}
+	var numbers []uint32
 	for name, number := range p.claims {
 		if number <= p.voted && !c.grantedTo(name, p.name, p.epoch, number) {
 			numbers = append(numbers, number)
 		}
 	}
 	slices.Sort(numbers)
+	p.refused, p.counted = numbers, c.ballot
 	return numbers
 }
 
@@ -266,6 +281,7 @@ func (e votesKept) apply(c *core) *monitored {
 		return c.nobody()
 	}
 	c.kept = e.version
+	c.ballot++
 	for _, p := range c.peers {
 		p.count(c.kept)
 		p.acknowledge(c.kept)
@@ -304,24 +320,32 @@ func (c *core) takeVotes(p *peer, b beat) (stirred bool) {
 	if b.ackSalt != saltID(c.salt) || b.list != c.cluster.list {
 		return false
 	}
-	stirred = p.granted != b.granted || !slices.Equal(p.refuses, b.refused)
-	p.granted, p.refuses = b.granted, b.refused
-	i := slices.IndexFunc(p.sent, func(s sentBeat) bool { return s.seq == b.ackSeq })
-	if i < 0 {
-		return stirred
+	if stirred = p.granted != b.granted || !slices.Equal(p.refuses, b.refused); stirred {
+		c.settleVotes(p)
+		p.granted, p.refuses = b.granted, b.refused
+	}
+	if i, found := p.find(b.ackSeq); found {
+		p.worth = p.sent[i].until
+	}
+	if !stirred {
+		return false
 	}
 	for _, k := range c.claimed {
-		if !p.grants(k) {
-			continue
-		}
-		if k.votes[p.name].before(p.sent[i].until) {
-			k.votes[p.name] = p.sent[i].until
-		}
-		if !k.split {
+		if p.grants(k) && !k.split {
 			k.begun, k.split = c.clock, true
 		}
 	}
-	return stirred
+	return true
+}
+
+// settleVotes writes down what the peer has granted so far, before it grants
+// something else.
+func (c *core) settleVotes(p *peer) {
+	for _, k := range c.claimed {
+		if p.grants(k) && k.votes[p.name].before(p.worth) {
+			k.votes[p.name] = p.worth
+		}
+	}
 }
 
 // grants tells whether the peer's last beat grants a claim.
@@ -336,6 +360,9 @@ func (c *core) leaseEnd(name string, k *claim) (end leaseClock, ok bool) {
 	n := 0
 	for _, node := range c.cluster.members {
 		until, voted := k.votes[node]
+		if p := c.peers[node]; p != nil && p.grants(k) && until.before(p.worth) {
+			until, voted = p.worth, true
+		}
 		if node == c.node && c.grantedTo(name, node, c.epoch, k.number) {
 			until, voted = c.clock.add(c.cluster.timeout), true
 		}
@@ -410,6 +437,10 @@ func (c *core) hopeless(name string, k *claim) bool {
 
 // watch tells the guard what is held and until when, where that changed.
 func (c *core) watch() {
+	if c.quiet && !c.stirred && !c.clock.reached(c.watched.add(c.cluster.timeout/8)) {
+		return // that it comes a little early does no harm
+	}
+	c.watched = c.clock
 	e := guardEffect{own: map[string]leaseClock{}}
 	common := false
 	for name, k := range c.claimed {

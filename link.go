@@ -10,6 +10,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -44,6 +45,12 @@ type peer struct {
 	granted uint32 // the number of this node's claims that it named last
 	refuses []uint32
 
+	worth   leaseClock    // until when what it grants is worth something
+	free    leaseClock    // its grants here are not freed before
+	longest time.Duration // of the terms that it stated
+	refused []uint32      // what is refused to it, as of
+	counted uint64        // that count of c.ballot
+
 	urgent bool // a beat is due to it
 	data   peerData
 	told   bool // data is set
@@ -77,6 +84,11 @@ func (e clusterEvent) apply(c *core) *monitored {
 		}
 		p.index = i
 		c.peers[name] = p
+	}
+	for _, g := range c.grants {
+		if p := known[g.Node]; p != nil {
+			g.free = g.free.latest(p.free)
+		}
 	}
 	return nil
 }
@@ -172,6 +184,7 @@ func (e beatEvent) apply(c *core) *monitored {
 		return c.nobody()
 	}
 	if b.epoch > p.epoch {
+		c.settleVotes(p)
 		p.begin(b)
 		p.fresh = c.clock.add(c.cluster.timeout)
 	}
@@ -208,15 +221,14 @@ func (p *peer) begin(b beat) {
 	p.granted, p.refuses = 0, nil
 }
 
-// acknowledged finds the beat that the peer has received.
+// find returns the place of a beat that was sent.
+func (p *peer) find(seq uint64) (int, bool) {
+	return slices.BinarySearchFunc(p.sent, seq, func(s sentBeat, seq uint64) int { return cmp.Compare(s.seq, seq) })
+}
+
+// acknowledged takes up which beat the peer has received.
 func (c *core) acknowledged(p *peer, seq uint64) {
-	i, found := slices.BinarySearchFunc(p.sent, seq, func(s sentBeat, seq uint64) int {
-		if s.seq < seq {
-			return -1
-		}
-		return int(min(s.seq-seq, 1))
-	})
-	if found && (!p.known || p.sent[i].until.after(p.acked)) {
+	if i, found := p.find(seq); found && (!p.known || p.sent[i].until.after(p.acked)) {
 		p.acked, p.known = p.sent[i].until, true
 	}
 }
@@ -281,6 +293,7 @@ func (c *core) learn(p *peer, b beat) bool {
 
 // round looks at the links, and at what time has made of them.
 func (c *core) round() {
+	defer c.complete()
 	for _, p := range c.ordered() {
 		good := c.good(p)
 		if good {
@@ -313,15 +326,15 @@ func (c *core) alive(p *peer) bool {
 }
 
 // linkState is how a peer is shown.
-func (c *core) linkState(node string) string {
+func (c *core) linkState(node string) linkState {
 	p := c.peers[node]
 	switch {
 	case node == c.node || p != nil && p.linked:
-		return "linked"
+		return linkLinked
 	case p != nil && c.alive(p):
-		return "unreachable"
+		return linkUnreachable
 	}
-	return "dead"
+	return linkDead
 }
 
 // complete tells whether all members were seen at once since the start.

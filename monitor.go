@@ -84,10 +84,12 @@ type core struct {
 	gone    map[string]uint32 // given back: the number at which
 	guard   bool              // lives
 	guarded guardEffect       // what it was told last
+	watched leaseClock        // when that was looked at last
 
 	// This node's votes (claim.go).
 	grants        map[string]*promise
 	version, kept uint64 // of the journal: with the last change, and on disk
+	ballot        uint64 // counts changes of what is granted
 	unkept        bool   // it changed since it was last written
 	writing       bool
 	retry         leaseClock    // a write failed; not before
@@ -238,7 +240,9 @@ func (c *core) step(now moment, e event) []effect {
 	s := e.apply(c)
 	c.round()
 	c.speak()
-	c.release()
+	if !c.quiet || c.stirred {
+		c.release()
+	}
 	switch {
 	case s != nil && !c.stirred:
 		c.decide(s)

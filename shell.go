@@ -22,6 +22,8 @@ import (
 type monitorThread struct {
 	d       *daemon
 	current atomic.Pointer[shell]
+	anew    *anewEffect  // why the next core begins, if it is not as any
+	lost    atomic.Int64 // of what heartbeats brought: there was no place for it
 }
 
 // shell is one run of the thread. All but the first group is owned by its
@@ -37,13 +39,29 @@ type shell struct {
 	checks chan struct{}
 
 	lines chan func() // to be logged
+	beats chan event  // of heartbeats
 
 	core      *core
 	instances map[string]*localInstance
 	files     map[string]*serviceFile
 	wake      *time.Timer
 	wakeAt    time.Time
-	refused   error // by the step just taken
+	refused   error       // by the step just taken
+	accepted  *beat       // in the step just taken
+	anew      *anewEffect // why this shell is to end
+	ran       leaseClock  // when it waited last
+	guard     guardian
+
+	// What the nodes say (publish.go).
+	store      *dataStore
+	changed    map[string]bool        // services to be published; "": the node
+	marks      map[string]serviceMark // as they were published
+	stats      nodeStats              // as they were published
+	statsRead  time.Time
+	unsaid     bool // something does not fit into the store, and that was logged
+	due        *time.Timer
+	announcing bool // due runs
+	announced  time.Time
 }
 
 // localInstance is an instance and what the shell does with it.
@@ -69,7 +87,26 @@ func (m *monitorThread) thread() *thread {
 }
 
 func (m *monitorThread) report() (config, stats map[string]any) {
-	return map[string]any{}, map[string]any{}
+	return map[string]any{}, map[string]any{"lost": m.lost.Load()}
+}
+
+// beatDue brings that beats of a heartbeat are due.
+func (m *monitorThread) beatDue(heartbeat string) { m.offer(beatDue{heartbeat}) }
+
+// beatReceived brings a beat that opened.
+func (m *monitorThread) beatReceived(from string, b beat) { m.offer(beatEvent{from, b}) }
+
+// offer brings an event without waiting. Where there is no place, or no shell,
+// it is lost, as a beat may be on its way.
+func (m *monitorThread) offer(e event) {
+	if s := m.current.Load(); s != nil {
+		select {
+		case s.beats <- e:
+			return
+		default:
+		}
+	}
+	m.lost.Add(1)
 }
 
 func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error {
@@ -89,13 +126,17 @@ func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error 
 // serve runs until ctx ends, or this node has another name.
 func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
+	born := m.birth()
 	s := &shell{
-		d: m.d, ctx: ctx, core: newCore(birth{node: m.d.config.Load().node}),
+		d: m.d, ctx: ctx, core: newCore(born), guard: m.d.guard,
 		calls: make(chan func()), ended: make(chan struct{}),
 		starts: make(chan struct{}, actionsAtOnce), stops: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
-		lines: make(chan func(), linesWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+		lines: make(chan func(), linesWaiting), beats: make(chan event, beatsWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+		changed: map[string]bool{"": true}, marks: map[string]serviceMark{}, due: time.NewTimer(time.Hour),
 	}
-	s.core.frozen = isFrozen(m.d.paths, "")
+	s.store = newDataStore(s.core.node, born.epoch)
+	s.store.linked = func(node string) bool { return s.core.linkState(node) == linkLinked }
+	s.store.members(m.d.config.Load().members())
 	var logging sync.WaitGroup
 	logging.Go(func() {
 		for line := range s.lines {
@@ -113,34 +154,57 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 	m.current.Store(s)
 	defer m.current.Store(nil)
 	calm := time.After(calmDelay)
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(s.pause())
 	defer tick.Stop()
 	rescan := time.NewTicker(rescanPause)
 	defer rescan.Stop()
-	for {
+	s.step(scannedEvent{})
+	s.step(guardEvent{true})
+	for s.anew == nil {
+		s.ran = s.d.leaseClock()
+		var todo func()
 		select {
 		case <-ctx.Done():
 			return nil
-		case call := <-s.calls:
-			call()
+		case todo = <-s.calls:
+		case e := <-s.beats:
+			todo = func() { s.step(e) }
 		case <-s.wake.C:
-			s.wakeAt = time.Time{}
-			s.step(tickEvent{})
+			todo = func() { s.wakeAt = time.Time{}; s.step(tickEvent{}) }
+		case <-s.due.C:
+			todo = func() { s.announcing = false; s.announce() }
 		case <-tick.C:
-			s.step(tickEvent{})
+			todo = func() { s.step(tickEvent{}) }
 		case <-calm:
-			s.jobs.Go(debug.FreeOSMemory) // what starting took stays in the idle daemon's account otherwise
+			todo = func() { s.jobs.Go(debug.FreeOSMemory) } // what starting took stays in the idle daemon's account otherwise
 		case <-folder:
-			s.report(s.scan())
+			todo = func() { s.report(s.scan()) }
 		case <-rescan.C:
-			s.report(s.scan())
+			todo = func() { s.report(s.scan()) }
 		case <-changed:
-			if m.d.config.Load().node != s.core.node {
+			c := m.d.config.Load()
+			if c.node != s.core.node {
 				return nil
 			}
-			s.again()
+			todo = func() { s.configured(c); tick.Reset(s.pause()) }
+		}
+		late := s.overslept()
+		todo()
+		if late {
+			s.d.log.Warn("this daemon did not run for so long that it begins anew", "since", s.d.leaseClock().raw-s.ran.raw)
+			return nil
 		}
 	}
+	m.anew = s.anew
+	return nil
+}
+
+// configured takes up a changed node.conf.
+func (s *shell) configured(c *config) {
+	s.step(clusterEvent{c.cluster()})
+	s.store.members(c.members())
+	s.changed[""] = true
+	s.again()
 }
 
 func (s *shell) report(err error) {
@@ -149,11 +213,13 @@ func (s *shell) report(err error) {
 	}
 }
 
+var errMonitorStopped = errors.New("the monitor is stopped; start it: nodemgr daemon start --thread-id monitor")
+
 // do runs f on the shell's goroutine and waits for it.
 func (m *monitorThread) do(ctx context.Context, f func(*shell)) error {
 	s := m.current.Load()
 	if s == nil {
-		return errors.New("the monitor is stopped; start it: nodemgr daemon start --thread-id monitor")
+		return errMonitorStopped
 	}
 	done := make(chan struct{})
 	select {
@@ -183,7 +249,11 @@ func (s *shell) post(in *localInstance, e event) {
 // step takes one event to the core and has its effects done.
 func (s *shell) step(e event) {
 	keep := map[string]intent{}
-	for _, f := range s.core.step(moment{wall: time.Now()}, e) {
+	effects := s.core.step(moment{time.Now(), s.d.leaseClock()}, e)
+	for _, f := range effects {
+		if s.memberEffect(e, f) {
+			continue
+		}
 		switch f := f.(type) {
 		case actEffect:
 			s.act(f)
@@ -210,6 +280,12 @@ func (s *shell) step(e event) {
 				s.d.log.Error("a restart of the daemon will not know what is wanted of a service", "service", name, "err", err)
 			}
 		}
+	}
+	s.touched(e, effects)
+	s.publish()
+	if b := s.accepted; b != nil { // not before: it is a step of its own
+		s.accepted = nil
+		s.takeData(e.(beatEvent).from, *b)
 	}
 }
 
@@ -279,6 +355,7 @@ func (s *shell) scan() error {
 	if err != nil {
 		return err
 	}
+	defer s.publish()
 	for _, name := range names {
 		s.read(name)
 	}
@@ -286,6 +363,7 @@ func (s *shell) scan() error {
 		if !slices.Contains(names, name) {
 			delete(s.files, name)
 			s.drop(name, "its file is gone")
+			s.changed[name] = true
 		}
 	}
 	return nil
@@ -304,6 +382,7 @@ func (s *shell) read(name string) {
 		s.files[name] = file
 	}
 	file.stamp = stamp
+	s.changed[name] = true
 	c := s.d.config.Load()
 	text, info, err := readRegular(path, iniSizeLimit)
 	var spec *service

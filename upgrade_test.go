@@ -733,6 +733,7 @@ func statusDaemon(t *testing.T, text string) *daemon {
 		paths: p, id: "daemon of n1", run: runCommand, peers: newPeerTrust(time.Now),
 		journal: openJournal(p.journal(), slog.New(slog.DiscardHandler)), log: slog.New(slog.DiscardHandler),
 	}
+	d.heartbeats = newHeartbeats(d)
 	d.config.Store(parsedConfig(t, text+"\n[release]\nfile = "+release+"\n"))
 	ring := &keyring{cluster: "default", ready: make(chan struct{}), keys: []masterKey{testKey(1)}}
 	close(ring.ready)

@@ -164,7 +164,7 @@ func (k *simCheck) began(n *simNode, c *simCopy) {
 	if n.s.quorum && c.service.several {
 		k.granting(n, c)
 	}
-	if c.service.several && !n.guard.alive {
+	if c.service.several && !n.guard.told {
 		n.s.fail("%s starts %s without a guard", n.name, c.service.name)
 	}
 }

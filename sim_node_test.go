@@ -84,6 +84,7 @@ type simGuard struct {
 	alive, paused bool
 	token         int
 	starting      bool
+	told          bool // what the core knows
 }
 
 func newSimNode(s *sim, index int) *simNode {
@@ -255,8 +256,14 @@ func (n *simNode) guardRevive() {
 		n.log("has a guard")
 		n.s.check.guarded(n)
 		n.guardWatch()
-		n.step(guardEvent{true})
+		n.guardSays(true)
 	})
+}
+
+// guardSays tells the core; from then on it counts.
+func (n *simNode) guardSays(alive bool) {
+	n.guard.told = alive
+	n.step(guardEvent{alive})
 }
 
 func (n *simNode) guardKill() {
@@ -267,7 +274,7 @@ func (n *simNode) guardKill() {
 		n.s.check.unguarded(n)
 		n.later(n.s.upTo(50*time.Millisecond), func() {
 			if !n.guard.alive {
-				n.step(guardEvent{false})
+				n.guardSays(false)
 				n.guardRevive()
 			}
 		})
@@ -281,7 +288,7 @@ func (n *simNode) guardPause() {
 		n.s.check.unguarded(n)
 		n.later(n.s.timeout/2, func() {
 			if n.guard.paused {
-				n.step(guardEvent{false})
+				n.guardSays(false)
 			}
 		})
 	}
@@ -293,7 +300,7 @@ func (n *simNode) guardResume() {
 		n.guard.paused = false
 		n.s.check.guarded(n)
 		n.guardWatch()
-		n.later(0, func() { n.step(guardEvent{true}) })
+		n.later(0, func() { n.guardSays(true) })
 	}
 }
 

@@ -125,8 +125,9 @@ func (n *simNode) born(mute time.Duration) {
 	n.s.check.emitted[n.index] = b.votes.clone()
 	n.notes = map[string]string{}
 	n.core = newCore(b)
+	n.guard.told = false
 	if n.guard.alive && !n.guard.paused {
-		n.step(guardEvent{true})
+		n.guardSays(true)
 	} else if !n.guard.alive {
 		n.guardRevive()
 	}

@@ -155,6 +155,11 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 	}
 	view := clusterView{node: c.node, said: map[string]map[string]*dataItem{}, links: map[string]linkState{}}
 	var unknown error
+	if only != "" {
+		if err := d.monitor.find(ctx, only); err != nil {
+			return nil, err
+		}
+	}
 	err := d.monitor.do(ctx, func(s *shell) {
 		if only != "" {
 			_, unknown = s.known(only)

@@ -481,12 +481,16 @@ var simFaultKinds = []simFaultKind{
 	}},
 	{"journal lost", func(s *sim) func() {
 		n := s.anyNode()
-		if !s.chance(30) || n.disk.votes == nil {
+		if !s.chance(50) || n.disk.votes == nil {
 			return nil
 		}
-		n.crash("its disk is broken")
+		if s.chance(50) {
+			n.crash("its disk is broken")
+			n.machineBack(s.about(10 * time.Second))
+		} else {
+			n.restart()
+		}
 		n.disk.votes, n.disk.lost = nil, true
-		n.machineBack(s.about(10 * time.Second))
 		return nothing
 	}},
 	{"wall clock stepped", func(s *sim) func() {

@@ -43,6 +43,16 @@ func (p *plant) out(n *simNode, e event, effects *[]effect) {
 // stepping is the clock of the step that comes.
 func (n *simNode) stepping() leaseClock { return n.moment().clock }
 
+// frees changes the moment at which a peer's grants are freed.
+func (n *simNode) frees(peer string, at leaseClock) {
+	n.core.peers[peer].free = at
+	for _, g := range n.core.grants {
+		if g.Node == peer {
+			g.free = at
+		}
+	}
+}
+
 func plantedBugs() []*plant {
 	return []*plant{
 		{name: "lease counted from receipt", event: func(n *simNode, e event) event {
@@ -116,17 +126,13 @@ func plantedBugs() []*plant {
 		}},
 		{name: "a freeing moment moved earlier", after: func(n *simNode, e event, effects *[]effect) {
 			if b, ok := e.(beatEvent); ok { // as if the grace did not count
-				for _, g := range n.core.grants {
-					if g.Node == b.from {
-						g.free = n.stepping().add(n.s.timeout)
-					}
-				}
+				n.frees(b.from, n.stepping().add(n.s.timeout))
 			}
 		}},
 		{name: "a lost link frees", event: func(n *simNode, e event) event {
-			for _, g := range n.core.grants {
-				if p := n.core.peers[g.Node]; p != nil && !n.core.good(p) {
-					g.free = n.stepping()
+			for _, p := range n.core.ordered() {
+				if !n.core.good(p) {
+					n.frees(p.name, n.stepping())
 				}
 			}
 			return e
@@ -155,9 +161,9 @@ func plantedBugs() []*plant {
 			}
 		}},
 		{name: "a voter measures with the larger clock", event: func(n *simNode, e event) event {
-			for _, g := range n.core.grants {
-				if n.stepping().reached(g.free) {
-					g.free = n.stepping()
+			for _, p := range n.core.ordered() {
+				if n.stepping().reached(p.free) {
+					n.frees(p.name, n.stepping())
 				}
 			}
 			return e
@@ -175,6 +181,9 @@ func plantedBugs() []*plant {
 				for name, at := range k.votes {
 					k.votes[name] = later(at)
 				}
+			}
+			for _, p := range n.core.peers {
+				p.worth = later(p.worth)
 			}
 			return e
 		}},
@@ -198,6 +207,14 @@ func plantedBugs() []*plant {
 					k.until = n.stepping().add(time.Hour)
 				}
 			}
+		}},
+		{name: "of two copies none yields", event: func(n *simNode, e event) event {
+			if !n.s.quorum {
+				for _, p := range n.core.peers {
+					p.data.instances = nil
+				}
+			}
+			return e
 		}},
 		{name: "a dead guard is not noticed", event: func(n *simNode, e event) event {
 			if g, ok := e.(guardEvent); ok && !g.alive {

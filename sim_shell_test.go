@@ -343,7 +343,7 @@ func (n *simNode) perform(f effect) {
 		})
 	case saveEffect:
 		n.run.intents[f.service] = f.intent
-	case transitionEffect:
+	case transitionEffect, linkEffect:
 		if n.s.tracing() {
 			n.log("    %s", effectText(f))
 		}

@@ -37,7 +37,7 @@ func startBeating(tb testing.TB, i, port int, set settings) *beatingNode {
 	n := &beatingNode{epoch: uint64(1000 + i), salt: uint64(0xabc0 + i), seqs: map[string]uint64{}, got: map[string][]beat{}}
 	all := settings{
 		"node.name": fmt.Sprintf("node%d", i), "listener.addr": fmt.Sprintf("127.0.0.%d", i),
-		"hb#1.type": "unicast", "hb#1.port": fmt.Sprint(port), "hb#1.interval": "20ms", "hb#1.timeout": "400ms",
+		"hb#1.type": "unicast", "hb#1.port": fmt.Sprint(port), "hb#1.interval": "20ms", "hb#1.timeout": "1s",
 	}
 	for peer := 1; peer <= 3; peer++ {
 		all[fmt.Sprintf("hb#1.addr@node%d", peer)] = fmt.Sprintf("127.0.0.%d", peer)
@@ -163,10 +163,8 @@ func TestHeartbeat(t *testing.T) {
 
 	three.stopped()
 	one.reaches("hb#1.rx", "node3", "stale")
-	waitFor(t, patience, "it is logged", func() bool { return one.logged.count(`"a peer is not heard any more" thread=hb#1.rx peer=node3`) == 1 })
-	if one.logged.count("any more\" thread=hb#1.rx peer=node2") > 0 || one.path("hb#1.rx", "node2").State != "beating" {
-		t.Error("node2 beats")
-	}
+	waitFor(t, patience, "it is logged", func() bool { return one.logged.count(`"a peer is not heard any more" thread=hb#1.rx peer=node3`) > 0 })
+	one.reaches("hb#1.rx", "node2", "beating")
 }
 
 // A thread is stopped and started by name: only its direction ends.
@@ -283,7 +281,7 @@ func TestHeartbeatMoves(t *testing.T) {
 // for as long as a timeout.
 func TestSecretChangesUnderHeartbeats(t *testing.T) {
 	t.Parallel()
-	one, two := beatingPair(t, settings{"hb#1.timeout": "2s"})
+	one, two := beatingPair(t, settings{"hb#1.timeout": "5s"})
 	one.reaches("hb#1.rx", "node2", "beating")
 	two.reaches("hb#1.rx", "node1", "beating")
 	sealedBy := func(n *beatingNode, peer string, secret string) func() bool {
@@ -395,9 +393,10 @@ func TestBadBeats(t *testing.T) {
 		take(turned)
 	}
 	one.heartbeats.ciphers.mu.Lock()
-	for h := range one.heartbeats.ciphers.known { // one beat opened; and those that this node sends
-		if h.salt != 7 && h.salt != one.salt {
-			t.Errorf("the cipher of a salt is kept under which no beat opened: %x", h.salt)
+	opened, _ := parseBeatHeader(good)
+	for h := range one.heartbeats.ciphers.known {
+		if h != opened && h.salt != one.salt { // of those that this node sends
+			t.Errorf("a cipher is kept under which no beat opened: %x", h)
 		}
 	}
 	one.heartbeats.ciphers.mu.Unlock()

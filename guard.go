@@ -39,8 +39,8 @@ func readLeaseClock() leaseClock {
 	return leaseClock{time.Duration(raw.Nano()), time.Duration(boot.Nano())}
 }
 
-// before is how long it takes until the moment has come by one of the clocks.
-func (t leaseClock) before(moment leaseClock) time.Duration {
+// ahead is how long it takes until the moment has come by one of the clocks.
+func (t leaseClock) ahead(moment leaseClock) time.Duration {
 	return min(moment.raw-t.raw, moment.boot-t.boot)
 }
 
@@ -294,11 +294,11 @@ func (g *guard) stopOverdue(now leaseClock) {
 		// A guard that comes late, since it was killed with the daemon or the
 		// machine was suspended, still gives what is down the time to be seen so.
 		s := &guardStop{due: deadline.add(grace / 6 * 5)}
-		if now.before(s.due) < grace/6 {
+		if now.ahead(s.due) < grace/6 {
 			s.due = now.add(grace / 6)
 		}
 		g.stops[name] = s
-		until := time.Now().Add(now.before(deadline)).UTC().Format(logTime)
+		until := time.Now().Add(now.ahead(deadline)).UTC().Format(logTime)
 		g.tell(slog.LevelWarn, name, "the guard stops it: no daemon extended its right to run until "+until)
 		g.jobs.Go(func() {
 			r := guardResult{name, g.stop(name, deadline)}
@@ -350,7 +350,7 @@ func (g *guard) pause(now leaseClock) time.Duration {
 	pause := l.Settings.interval()
 	sooner := func(moment leaseClock) {
 		if !now.reached(moment) { // else it is being done
-			pause = min(pause, now.before(moment))
+			pause = min(pause, now.ahead(moment))
 		}
 	}
 	for _, name := range l.Held {

@@ -81,6 +81,7 @@ type caller struct {
 	cluster string
 	node    string // this node
 	key     masterKey
+	token   []byte       // of the link with who is asked; nil: none is known
 	now     func() int64 // unix ms
 }
 
@@ -134,6 +135,9 @@ func (a caller) askOnce(ctx context.Context, host string, port int, peer, action
 		return err
 	}
 	sealed, request := seal(a.key, messageContext{label: labelRequest, cluster: a.cluster, node: a.node}, message)
+	if a.token != nil {
+		sealed = showToken(sealed, a.token)
+	}
 	if len(sealed) > requestLimit {
 		return fmt.Errorf("the request is larger than %d bytes", requestLimit)
 	}
@@ -329,7 +333,8 @@ func (d *daemon) askPeer(ctx context.Context, c *config, node, action string, op
 	if ring.err != nil {
 		return ring.err
 	}
-	a := caller{network: d.network, cluster: ring.cluster, node: c.node, key: ring.keys[0], now: func() int64 { return time.Now().UnixMilli() }}
+	key, token := d.heartbeats.toward(node, ring)
+	a := caller{network: d.network, cluster: ring.cluster, node: c.node, key: key, token: token, now: func() int64 { return time.Now().UnixMilli() }}
 	err := a.ask(ctx, c, node, action, options, frame)
 	d.peers.asked(node, err)
 	return err

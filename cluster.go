@@ -19,11 +19,16 @@ import (
 	"time"
 )
 
-// peerAddress tells where a member's listener is: listener.addr@peer, else its
-// name, to be resolved; never this node's own listener.addr.
+// peerAddress tells where a member's listener is.
 func peerAddress(c *config, peer string) (host string, port int) {
-	host, port = peer, c.forNode("listener", "port", peer).(int)
-	if addr, ok := c.scoped("listener", "addr", peer).(netip.Addr); ok && !addr.IsUnspecified() {
+	return addressOf(c, "listener", peer)
+}
+
+// addressOf tells where a member's listener or heartbeat is: addr@peer, else its
+// name, to be resolved; never this node's own addr.
+func addressOf(c *config, section, peer string) (host string, port int) {
+	host, port = peer, c.forNode(section, "port", peer).(int)
+	if addr, ok := c.scoped(section, "addr", peer).(netip.Addr); ok && !addr.IsUnspecified() {
 		host = addr.String()
 	}
 	return host, port
@@ -140,14 +145,6 @@ type clusterInfo struct {
 	Seen   int      `json:"voters_seen"`
 }
 
-// quorumOn tells whether services of several nodes need a majority's leave.
-func quorumOn(c *config) bool {
-	if c.text("cluster.quorum") == "auto" {
-		return len(c.members()) >= 3
-	}
-	return c.text("cluster.quorum") == "true"
-}
-
 // clusterData is the data of daemon_status: a key for each thread, the
 // cluster, the daemon, and under monitor what nodes say of themselves.
 func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, error) {
@@ -158,13 +155,18 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 	}
 	view := clusterView{node: c.node, said: map[string]map[string]*dataItem{}, links: map[string]linkState{}}
 	var unknown error
+	if only != "" {
+		if err := d.monitor.find(ctx, only); err != nil {
+			return nil, err
+		}
+	}
 	err := d.monitor.do(ctx, func(s *shell) {
 		if only != "" {
 			_, unknown = s.known(only)
 		}
 		view.said = s.store.said(only)
 		for _, node := range c.members() {
-			view.links[node] = s.linkState(node)
+			view.links[node] = s.core.linkState(node)
 		}
 	})
 	if err != nil {
@@ -178,7 +180,7 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 		return nil, unknown
 	}
 	nodes := view.nodes(c)
-	info := clusterInfo{Name: c.text("cluster.name"), Nodes: c.members(), Quorum: quorumOn(c), Voters: len(c.members())}
+	info := clusterInfo{Name: c.text("cluster.name"), Nodes: c.members(), Quorum: c.cluster().quorum, Voters: len(c.members())}
 	for _, n := range nodes {
 		if n.State == linkLinked {
 			info.Seen++

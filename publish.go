@@ -165,17 +165,10 @@ func (s *shell) announce() {
 	s.step(dataDue{})
 }
 
-// linkState tells how a member stands to this node.
-func (s *shell) linkState(node string) linkState {
-	if node == s.core.node || s.store.held[node] != nil {
-		return linkLinked
-	}
-	return linkDead
-}
-
 // takeData takes the data of a beat that counts.
-func (s *shell) takeData(from string, b beat) {
-	changed, fetches := s.store.take(time.Now(), from, b.epoch, b.data)
+func (s *shell) takeData(e beatEvent) {
+	from := e.from
+	changed, fetches := s.store.take(time.Now(), from, e.beat.epoch, e.beat.data)
 	for _, f := range fetches {
 		s.fetch(f)
 	}

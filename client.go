@@ -81,6 +81,7 @@ type caller struct {
 	cluster string
 	node    string // this node
 	key     masterKey
+	token   []byte       // of the link with who is asked; nil: none is known
 	now     func() int64 // unix ms
 }
 
@@ -134,6 +135,9 @@ func (a caller) askOnce(ctx context.Context, host string, port int, peer, action
 		return err
 	}
 	sealed, request := seal(a.key, messageContext{label: labelRequest, cluster: a.cluster, node: a.node}, message)
+	if a.token != nil {
+		sealed = showToken(sealed, a.token)
+	}
 	if len(sealed) > requestLimit {
 		return fmt.Errorf("the request is larger than %d bytes", requestLimit)
 	}
@@ -313,6 +317,27 @@ func dataOf(to any) frameFunc {
 		}
 		return nil
 	}
+}
+
+// askPeer asks a member in the daemon's name, unless it is left alone.
+func (d *daemon) askPeer(ctx context.Context, c *config, node, action string, options map[string]json.RawMessage, frame frameFunc) error {
+	if pause := d.peers.pause(node); pause > 0 {
+		return &answerError{kind: answerDenied, err: fmt.Errorf("it denied this node's questions and is left alone for another %s; once secret, cluster name and cluster.nodes agree, it is asked again then, or when it asks this node", pause.Round(time.Second))}
+	}
+	ring := d.keys.Load()
+	select {
+	case <-ring.ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if ring.err != nil {
+		return ring.err
+	}
+	key, token := d.heartbeats.toward(node, ring)
+	a := caller{network: d.network, cluster: ring.cluster, node: c.node, key: key, token: token, now: func() int64 { return time.Now().UnixMilli() }}
+	err := a.ask(ctx, c, node, action, options, frame)
+	d.peers.asked(node, err)
+	return err
 }
 
 // peerTrust leaves peers alone that deny: a question that a peer cannot open

@@ -38,13 +38,17 @@ func newFolder(s *shell) *folder {
 	return &folder{s: s, asks: make(chan chan struct{}), anew: make(chan struct{}, 1), stamps: map[string]string{}}
 }
 
-// run looks at once, then whenever something may have changed.
+// run looks at once, then whenever something may have changed. The core hears
+// when all was read for the first time.
 func (f *folder) run(changed <-chan struct{}) {
 	rescan := time.NewTicker(rescanPause)
 	defer rescan.Stop()
-	for asked := (chan struct{})(nil); ; {
+	for asked, scanned := (chan struct{})(nil), false; ; {
 		if err := f.scan(); err != nil {
 			f.s.say(func() { f.s.d.log.Error("the services' files are not read", "err", err) })
+		} else if !scanned {
+			scanned = true
+			f.tell(func() { f.s.step(scannedEvent{}) })
 		}
 		if asked != nil {
 			close(asked)

@@ -22,6 +22,8 @@ import (
 type monitorThread struct {
 	d       *daemon
 	current atomic.Pointer[shell]
+	anew    *anewEffect  // why the next core begins, if it is not as any
+	lost    atomic.Int64 // of what heartbeats brought: there was no place for it
 }
 
 // shell is one run of the thread. All but the first group is owned by its
@@ -37,6 +39,7 @@ type shell struct {
 	checks chan struct{}
 
 	lines   chan func() // to be logged
+	beats   chan event  // of heartbeats
 	folder  *folder
 	intents *intents
 
@@ -45,7 +48,22 @@ type shell struct {
 	files     map[string]*serviceFile
 	wake      *time.Timer
 	wakeAt    time.Time
-	refused   error // by the step just taken
+	refused   error       // by the step just taken
+	accepted  *beat       // in the step just taken
+	anew      *anewEffect // why this shell is to end
+	ran       leaseClock  // when it waited last
+	guard     guardian
+
+	// What the nodes say (publish.go).
+	store      *dataStore
+	changed    map[string]bool        // services to be published; "": the node
+	marks      map[string]serviceMark // as they were published
+	stats      nodeStats              // as they were published
+	statsRead  time.Time
+	unsaid     bool // something does not fit into the store, and that was logged
+	due        *time.Timer
+	announcing bool // due runs
+	announced  time.Time
 }
 
 // localInstance is an instance and what the shell does with it.
@@ -70,7 +88,26 @@ func (m *monitorThread) thread() *thread {
 }
 
 func (m *monitorThread) report() (config, stats map[string]any) {
-	return map[string]any{}, map[string]any{}
+	return map[string]any{}, map[string]any{"lost": m.lost.Load()}
+}
+
+// beatDue brings that beats of a heartbeat are due.
+func (m *monitorThread) beatDue(heartbeat string) { m.offer(beatDue{heartbeat}) }
+
+// beatReceived brings a beat that opened.
+func (m *monitorThread) beatReceived(from string, b beat) { m.offer(beatEvent{from, b}) }
+
+// offer brings an event without waiting. Where there is no place, or no shell,
+// it is lost, as a beat may be on its way.
+func (m *monitorThread) offer(e event) {
+	if s := m.current.Load(); s != nil {
+		select {
+		case s.beats <- e:
+			return
+		default:
+		}
+	}
+	m.lost.Add(1)
 }
 
 func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error {
@@ -91,14 +128,18 @@ func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error 
 // something changed in the folder of service files.
 func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
+	born := m.birth()
 	s := &shell{
-		d: m.d, ctx: ctx, core: newCore(m.d.config.Load().node),
+		d: m.d, ctx: ctx, core: newCore(born), guard: m.d.guard,
 		calls: make(chan func()), ended: make(chan struct{}),
 		starts: make(chan struct{}, actionsAtOnce), stops: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
-		lines: make(chan func(), linesWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+		lines: make(chan func(), linesWaiting), beats: make(chan event, beatsWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+		changed: map[string]bool{"": true}, marks: map[string]serviceMark{}, due: time.NewTimer(time.Hour),
 	}
+	s.store = newDataStore(s.core.node, born.epoch)
+	s.store.linked = func(node string) bool { return s.core.linkState(node) == linkLinked }
+	s.store.members(m.d.config.Load().members())
 	s.folder, s.intents = newFolder(s), newIntents(m.d.paths, m.d.log)
-	s.core.frozen = isFrozen(m.d.paths, "")
 	var writing sync.WaitGroup
 	writing.Go(func() {
 		for line := range s.lines {
@@ -116,30 +157,53 @@ func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{
 	m.current.Store(s)
 	defer m.current.Store(nil)
 	calm := time.After(calmDelay)
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(s.pause())
 	defer tick.Stop()
-	for {
+	s.step(guardEvent{true})
+	for s.anew == nil {
+		s.ran = s.d.leaseClock()
+		var todo func()
 		select {
 		case <-ctx.Done():
 			return nil
-		case call := <-s.calls:
-			call()
+		case todo = <-s.calls:
+		case e := <-s.beats:
+			todo = func() { s.step(e) }
 		case <-s.wake.C:
-			s.wakeAt = time.Time{}
-			s.step(tickEvent{})
+			todo = func() { s.wakeAt = time.Time{}; s.step(tickEvent{}) }
+		case <-s.due.C:
+			todo = func() { s.announcing = false; s.announce() }
 		case <-tick.C:
-			s.step(tickEvent{})
+			todo = func() { s.step(tickEvent{}) }
 		case <-calm:
-			s.jobs.Go(debug.FreeOSMemory) // what starting took stays in the idle daemon's account otherwise
+			todo = func() { s.jobs.Go(debug.FreeOSMemory) } // what starting took stays in the idle daemon's account otherwise
 		case <-changed:
-			if m.d.config.Load().node != s.core.node {
+			c := m.d.config.Load()
+			if c.node != s.core.node {
 				return nil
 			}
-			select {
-			case s.folder.anew <- struct{}{}:
-			default: // it has its token
-			}
+			todo = func() { s.configured(c); tick.Reset(s.pause()) }
 		}
+		late := s.overslept()
+		todo()
+		if late {
+			slept := s.d.leaseClock().raw - s.ran.raw
+			s.say(func() { s.d.log.Warn("this daemon did not run for so long that it begins anew", "since", slept) })
+			return nil
+		}
+	}
+	m.anew = s.anew
+	return nil
+}
+
+// configured takes up a changed node.conf.
+func (s *shell) configured(c *config) {
+	s.step(clusterEvent{c.cluster()})
+	s.store.members(c.members())
+	s.changed[""] = true
+	select {
+	case s.folder.anew <- struct{}{}:
+	default: // it has its token
 	}
 }
 
@@ -176,13 +240,16 @@ func (s *shell) post(in *localInstance, e event) {
 
 // step takes one event to the core and has its effects done.
 func (s *shell) step(e event) {
-	effects := s.core.step(time.Now(), e)
+	effects := s.core.step(moment{time.Now(), s.d.leaseClock()}, e)
 	for _, f := range effects {
 		if f, ok := f.(saveEffect); ok && s.instances[f.service] != nil {
 			s.intents.keep(f.service, f.intent) // first: what it announces waits for it
 		}
 	}
 	for _, f := range effects {
+		if s.memberEffect(e, f) {
+			continue
+		}
 		switch f := f.(type) {
 		case actEffect:
 			s.act(f)
@@ -200,6 +267,12 @@ func (s *shell) step(e event) {
 		case refuseEffect:
 			s.refused = f.err
 		}
+	}
+	s.touched(e, effects)
+	s.publish()
+	if b := s.accepted; b != nil { // not before: it is a step of its own
+		s.accepted = nil
+		s.takeData(e.(beatEvent).from, *b)
 	}
 }
 
@@ -260,6 +333,8 @@ func (s *shell) order(e event) error {
 // tells whether the file is to be looked at again.
 func (s *shell) takeUp(found foundFile) (again bool) {
 	name, spec, err := found.name, found.spec, found.fault
+	s.changed[name] = true
+	defer s.publish()
 	file := s.files[name]
 	if file == nil {
 		file = &serviceFile{}
@@ -289,6 +364,8 @@ func (s *shell) takeUp(found foundFile) (again bool) {
 func (s *shell) gone(name string) {
 	delete(s.files, name)
 	s.drop(name, "its file is gone")
+	s.changed[name] = true
+	s.publish()
 }
 
 // leavesBehind refuses a version without a resource that is up: it would run on

@@ -25,7 +25,7 @@ type guardian interface {
 func (m *monitorThread) birth() birth {
 	p := m.d.paths
 	b := birth{
-		node: m.d.config.Load().node, salt: randomNumber(), seed: randomNumber(), frozen: isFrozen(p, ""),
+		node: m.d.config.Load().node, salt: m.d.random(), seed: m.d.random(), frozen: isFrozen(p, ""),
 		now: moment{time.Now(), m.d.leaseClock()}, cluster: m.d.config.Load().cluster(),
 	}
 	var err error

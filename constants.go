@@ -293,3 +293,23 @@ const (
 	// statsPause is how often a node says at most what its load is.
 	statsPause = 30 * time.Second
 )
+
+// The guard.
+const (
+	// guardIntervalLeast and guardIntervalMost bound the time between two signs
+	// of life of the guard.
+	guardIntervalLeast = 20 * time.Millisecond
+	guardIntervalMost  = time.Second
+	// guardHangs is after how long without one it is killed, to start another.
+	guardHangs = 5 * time.Second
+	// guardStarts is how long it may take until the first.
+	guardStarts = 5 * time.Second
+	// guardIdle is how long it stays when nothing is held and no daemon runs.
+	guardIdle = 10 * time.Second
+	// guardAgain is the longest wait before another try of a stop that failed.
+	guardAgain = 10 * time.Second
+	// guardListSize bounds what is read of the list, in bytes.
+	guardListSize = 4 << 20
+	// tornReads is how often a record is read that seems to be just written.
+	tornReads = 100
+)

@@ -50,7 +50,10 @@ type daemon struct {
 	logs       *serviceLog
 	streams    atomic.Int64 // that are served
 	monitor    *monitorThread
-	guard      guardian
+
+	// openGuard takes over what an earlier daemon left to the guard, and tells
+	// report whether one lives.
+	openGuard func(report func(alive bool)) (guardian, map[string]leaseClock)
 	// leaseClock reads the clocks by which leases are measured.
 	leaseClock func() leaseClock
 	// The rest of what is outside: a test in virtual time has its own.
@@ -173,7 +176,8 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 	})
 	d.logs = newServiceLog(p, func() string { return d.config.Load().node }, d.watcher, log)
 	d.monitor = &monitorThread{d: d}
-	d.guard, d.leaseClock = &noGuard{}, readLeaseClock
+	d.leaseClock = readLeaseClock
+	d.openGuard = func(report func(bool)) (guardian, map[string]leaseClock) { return openGuard(p, log, report) }
 	d.listenLocal, d.kill, d.random, d.exit = listenLocal, killMarked, randomNumber, os.Exit
 	d.command = func(in *instance) commandRunner { return in.execute }
 	d.heartbeats = newHeartbeats(d)

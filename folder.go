@@ -43,7 +43,8 @@ func newFolder(s *shell) *folder {
 func (f *folder) run(changed <-chan struct{}) {
 	rescan := time.NewTicker(rescanPause)
 	defer rescan.Stop()
-	for asked, scanned := (chan struct{})(nil), false; ; {
+	scanned := false
+	for asked := (chan struct{})(nil); ; {
 		if err := f.scan(); err != nil {
 			f.s.say(func() { f.s.d.log.Error("the services' files are not read", "err", err) })
 		} else if !scanned {

@@ -432,16 +432,20 @@ func (in *instance) watchAll(ctx context.Context) {
 	}
 }
 
+func readEntry(path string) (e journalEntry, err error) {
+	data, _, err := readRegular(path, 1<<20)
+	if err == nil {
+		err = json.Unmarshal(data, &e)
+	}
+	return e, err
+}
+
 // settle ends what an earlier daemon left in the middle: its command is
 // killed, and what it began to start, or to stop, is stopped.
 func (in *instance) settle(ctx context.Context) error {
-	data, _, err := readRegular(in.journalPath(), 1<<20)
+	e, err := readEntry(in.journalPath())
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
-	}
-	var e journalEntry
-	if err == nil {
-		err = json.Unmarshal(data, &e)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("cannot tell what an earlier daemon was doing: %w", err), in.forget())

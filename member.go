@@ -11,21 +11,23 @@ import (
 	"time"
 )
 
-// guardian is told what has to be stopped should this daemon not do it
-// (guard.go). What it was told is in force when keep returns.
+// guardian is the guard as the shell reaches it (deadline.go).
 type guardian interface {
-	// held tells what an earlier daemon of this boot left to be stopped, and when.
-	held() (map[string]leaseClock, error)
-	keep(e guardEffect) error
+	// keep tells it what it has to stop, and when, should this daemon not do it.
+	// That is in force when keep returns.
+	keep(e guardEffect, s guardSettings) error
+	// run keeps one alive until ctx ends.
+	run(ctx context.Context)
+	close()
 }
 
 // birth is what the core of this run of the thread begins with. Without an
 // epoch on disk the node must not speak to the cluster; it looks after the
 // services that are its own all the same.
-func (m *monitorThread) birth() birth {
+func (m *monitorThread) birth(held map[string]leaseClock) birth {
 	p := m.d.paths
 	b := birth{
-		node: m.d.config.Load().node, salt: m.d.random(), seed: m.d.random(), frozen: isFrozen(p, ""),
+		node: m.d.config.Load().node, salt: m.d.random(), seed: m.d.random(), frozen: isFrozen(p, ""), held: held,
 		now: moment{time.Now(), m.d.leaseClock()}, cluster: m.d.config.Load().cluster(),
 	}
 	var err error
@@ -50,9 +52,6 @@ func (m *monitorThread) birth() birth {
 		b.silent = err.Error()
 	} else {
 		m.anew = nil
-	}
-	if b.held, err = m.d.guard.held(); err != nil {
-		m.d.log.Error("what an earlier daemon ran is not known", "err", err)
 	}
 	return b
 }
@@ -89,7 +88,7 @@ func (s *shell) memberEffect(e event, f effect) bool {
 			s.post(nil, votesKept{f.version, err})
 		})
 	case guardEffect:
-		if err := s.guard.keep(f); err != nil {
+		if err := s.tellGuard(f); err != nil {
 			s.say(func() { s.d.log.Error("the guard does not know what is held", "err", err) })
 		}
 	case anewEffect:
@@ -98,6 +97,36 @@ func (s *shell) memberEffect(e event, f effect) bool {
 		return false
 	}
 	return true
+}
+
+// attend has a guard run, from when there is something to guard.
+func (s *shell) attend() {
+	if s.attended {
+		return
+	}
+	s.attended = true
+	if err := s.tellGuard(s.core.guarded); err != nil {
+		s.d.log.Error("the guard does not know what is held", "err", err)
+	}
+	s.jobs.Go(func() { s.guard.run(s.ctx) })
+}
+
+// tellGuard has the guard know the text of what it may have to stop before it
+// is told to.
+func (s *shell) tellGuard(e guardEffect) error {
+	for _, name := range e.held {
+		if in := s.instances[name]; in != nil && !s.texts[name] {
+			if err := in.keepText(); err != nil {
+				return err
+			}
+			s.texts[name] = true
+		}
+	}
+	c := s.d.config.Load()
+	return s.guard.keep(e, guardSettings{
+		Node: c.node, Timeout: s.core.cluster.timeout, Grace: s.core.cluster.grace,
+		Action: c.text("cluster.quorum_action"), Watchdog: c.text("node.watchdog"),
+	})
 }
 
 // mayStop refuses the daemon's end where services that others would have to

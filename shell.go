@@ -53,6 +53,8 @@ type shell struct {
 	anew      *anewEffect // why this shell is to end
 	ran       leaseClock  // when it waited last
 	guard     guardian
+	attended  bool            // the guard is looked after
+	texts     map[string]bool // services whose text the guard has
 
 	// What the nodes say (publish.go).
 	store      *dataStore
@@ -128,14 +130,18 @@ func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error 
 // something changed in the folder of service files.
 func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
-	born := m.birth()
 	s := &shell{
-		d: m.d, ctx: ctx, core: newCore(born), guard: m.d.guard,
+		d: m.d, ctx: ctx,
 		calls: make(chan func()), ended: make(chan struct{}),
 		starts: make(chan struct{}, actionsAtOnce), stops: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
-		lines: make(chan func(), linesWaiting), beats: make(chan event, beatsWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+		lines: make(chan func(), linesWaiting), beats: make(chan event, beatsWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, texts: map[string]bool{}, wake: time.NewTimer(time.Hour),
 		changed: map[string]bool{"": true}, marks: map[string]serviceMark{}, due: time.NewTimer(time.Hour),
 	}
+	var held map[string]leaseClock
+	s.guard, held = m.d.openGuard(func(alive bool) { s.post(nil, guardEvent{alive}) })
+	defer s.guard.close()
+	born := m.birth(held)
+	s.core = newCore(born)
 	s.store = newDataStore(s.core.node, born.epoch)
 	s.store.linked = func(node string) bool { return s.core.linkState(node) == linkLinked }
 	s.store.members(m.d.config.Load().members())
@@ -159,7 +165,9 @@ func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{
 	calm := time.After(calmDelay)
 	tick := time.NewTicker(s.pause())
 	defer tick.Stop()
-	s.step(guardEvent{true})
+	if len(held) > 0 || m.d.config.Load().text("node.watchdog") != "" {
+		s.attend()
+	}
 	for s.anew == nil {
 		s.ran = s.d.leaseClock()
 		var todo func()
@@ -201,6 +209,12 @@ func (s *shell) configured(c *config) {
 	s.step(clusterEvent{c.cluster()})
 	s.store.members(c.members())
 	s.changed[""] = true
+	s.publish()
+	if s.attended {
+		if err := s.tellGuard(s.core.guarded); err != nil {
+			s.d.log.Error("the guard does not know of the new configuration", "err", err)
+		}
+	}
 	select {
 	case s.folder.anew <- struct{}{}:
 	default: // it has its token
@@ -402,6 +416,9 @@ func (s *shell) adopt(found foundFile) {
 		in.service = spec
 		in.mu.Unlock()
 		in.recheck()
+	}
+	if delete(s.texts, spec.name); len(spec.nodes) > 1 {
+		s.attend()
 	}
 	s.step(serviceEvent{spec.name, spec, found.frozen, found.intent})
 	ctx, recheck := context.WithCancel(in.ctx)

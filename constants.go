@@ -207,6 +207,26 @@ const (
 	wordSize = 8
 )
 
+// The cluster.
+const (
+	// maxMembers bounds cluster.nodes: a beat has a bit for each.
+	maxMembers = 64
+	// beatPause is the least time between beats to one peer that changes cause,
+	// unlinkedPause that between answers to one that does not hear this node.
+	beatPause     = 5 * time.Millisecond
+	unlinkedPause = 50 * time.Millisecond
+	// sentKept bounds the beats to one peer that may still be acknowledged.
+	sentKept = 2048
+	// votesPending bounds the contents of claims that wait for the journal.
+	votesPending = 8
+	// wakePause is the least time to a wake that is asked for.
+	wakePause = time.Millisecond
+	// journalPause is the wait before the votes are written again after a fault,
+	// stopPause that before an instance without right is stopped again.
+	journalPause = time.Second
+	stopPause    = 5 * time.Second
+)
+
 // Services.
 const (
 	// commandOutput bounds what is looked at of a command's output, in bytes.
@@ -247,4 +267,51 @@ const (
 	// checkPause is the first wait between checks of what starts or stops; each
 	// is twice the one before, up to a second.
 	checkPause = 20 * time.Millisecond
+)
+
+// The cluster's data.
+const (
+	// changesSmall is how much of a node's data goes into a beat, in bytes; more
+	// is fetched.
+	changesSmall = 1200
+	// dataSize bounds a node's data, in bytes; each entry counts dataOverhead
+	// beside its own. dataKeySize bounds a key.
+	dataSize     = 4 << 20
+	dataOverhead = 128
+	dataKeySize  = 300
+	// tombstonesKept bounds the keys that are remembered to be gone.
+	tombstonesKept = 256
+	// marksSpare is how many superseded marks are kept at least, so that they are
+	// not looked for at each change.
+	marksSpare = 64
+	// fetchTimeout bounds a fetch. fetchPause is the wait after one that failed,
+	// doubled each time up to fetchLongPause.
+	fetchTimeout   = 5 * time.Second
+	fetchPause     = 500 * time.Millisecond
+	fetchLongPause = 30 * time.Second
+	// dataPause is the least time between two announcements of changed data: a
+	// node on which much changes sends a bounded number of beats.
+	dataPause = 10 * time.Millisecond
+	// statsPause is how often a node says at most what its load is.
+	statsPause = 30 * time.Second
+)
+
+// The guard.
+const (
+	// guardIntervalLeast and guardIntervalMost bound the time between two signs
+	// of life of the guard.
+	guardIntervalLeast = 20 * time.Millisecond
+	guardIntervalMost  = time.Second
+	// guardHangs is after how long without one it is killed, to start another.
+	guardHangs = 5 * time.Second
+	// guardStarts is how long it may take until the first.
+	guardStarts = 5 * time.Second
+	// guardIdle is how long it stays when nothing is held and no daemon runs.
+	guardIdle = 10 * time.Second
+	// guardAgain is the longest wait before another try of a stop that failed.
+	guardAgain = 10 * time.Second
+	// guardListSize bounds what is read of the list, in bytes.
+	guardListSize = 4 << 20
+	// tornReads is how often a record is read that seems to be just written.
+	tornReads = 100
 )

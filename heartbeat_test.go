@@ -46,7 +46,7 @@ func startBeating(tb testing.TB, i, port int, set settings) *beatingNode {
 	end, ended := make(chan struct{}), make(chan struct{})
 	n.liveDaemon = startLive(tb, all, func(d *liveDaemon) {
 		d.threads = slices.DeleteFunc(d.threads, func(t *thread) bool { return t.id == "monitor" })
-		s := &shell{d: d.daemon, beats: make(chan event, beatsWaiting), calls: make(chan func()), core: newCore(d.config.Load().node)}
+		s := &shell{d: d.daemon, beats: make(chan event, beatsWaiting), calls: make(chan func()), core: newCore(birth{node: d.config.Load().node})}
 		d.monitor.current.Store(s)
 		go func() {
 			defer close(ended)

@@ -84,6 +84,7 @@ var actions = map[string]action{
 	"cluster_status": {map[string]optionType{
 		"timeout": optionDuration, "exclude": optionList, "gate": optionText, "version": optionText,
 	}, handleClusterStatus},
+	"node_data":           {map[string]optionType{"node": optionText, "epoch": optionNumber, "since": optionNumber}, handleNodeData},
 	"ping":                {nil, handlePing},
 	"get_service_config":  {onService(nil), handleServiceConfig},
 	"clear":               {onService(nil), handleClear},
@@ -371,6 +372,11 @@ func handleDaemonStart(_ context.Context, d *daemon, o options) (reply, error) {
 func handleDaemonStop(ctx context.Context, d *daemon, o options) (reply, error) {
 	if id := o.text("thr_id"); id != "" {
 		return replyOf(d, nil, nil), d.threadStop(ctx, id)
+	}
+	if !o.flag("force") {
+		if err := d.monitor.mayStop(ctx); err != nil {
+			return reply{}, err
+		}
 	}
 	return d.stopByRequest("daemon_stop")
 }

@@ -481,9 +481,9 @@ func wantOutcome(view []letter, together bool) outcome {
 	return w
 }
 
-// claim: a higher state says more. Installed says nothing that could be too
+// statement: a higher state says more. Installed says nothing that could be too
 // much, since a partial view never says it.
-var claim = map[clusterState]int{clusterInstalled: 0, clusterUnknown: 0, clusterUpgrading: 1, clusterInconsistent: 2}
+var statement = map[clusterState]int{clusterInstalled: 0, clusterUnknown: 0, clusterUpgrading: 1, clusterInconsistent: 2}
 
 // viewTable holds the outcomes of all views of one size that the letters can
 // make, with the letters of a view in rising order: nodes do not differ but by
@@ -565,7 +565,7 @@ func (v viewTable) checkParts(t *testing.T, view []int) {
 			wrong = "says that it is complete"
 		case partial.state == clusterInstalled:
 			wrong = "says installed"
-		case claim[partial.state] > claim[full.state]:
+		case statement[partial.state] > statement[full.state]:
 			wrong = "claims more"
 		}
 		for gate, answers := range map[string][2]string{"start": {partial.start, full.start}, "start at 2": {partial.startAt, full.startAt}, "finalize 2": {partial.finish, full.finish}} {

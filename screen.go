@@ -82,6 +82,7 @@ func showDaemon(out io.Writer, data json.RawMessage, now time.Time) error {
 		rows, attention = append(rows, row), append(attention, advice...)
 	}
 	table(out, rows)
+	attention = append(attention, s.silentPaths()...)
 
 	fmt.Fprint(out, "\nNodes\n")
 	rows = nil
@@ -263,42 +264,53 @@ func showThread(id string, t threadData, now time.Time) (row, attention []string
 	if fault, _ := t.Config["error"].(string); fault != "" && t.State == "running" {
 		attention = append(attention, fmt.Sprintf("%s stays where it is: %s", id, fault))
 	}
-	where, _ := t.Config["bound"].(string)
-	count := func(name string) int { n, _ := t.Stats[name].(float64); return int(n) }
-	detail := ""
-	switch peers, heartbeat := t.Stats["peers"].(map[string]any); {
-	case heartbeat:
-		var faults []string
-		detail, faults = showPaths(id, peers)
-		attention = append(attention, faults...)
-	case t.Stats["requests"] != nil:
-		detail = fmt.Sprintf("%d requests, %d errors, %d invalid", count("requests"), count("errors"), count("invalid")+count("dropped"))
-	}
-	if attention != nil {
+	peers, faults := showPeers(id, t)
+	if attention = append(attention, faults...); attention != nil {
 		mark = "! "
 	}
+	where, _ := t.Config["bound"].(string)
+	count := func(name string) int { n, _ := t.Stats[name].(float64); return int(n) }
 	row = []string{mark + id, t.State, since(t.Created, now)}
-	if where != "" || detail != "" {
-		row = append(row, where, detail)
+	switch {
+	case peers != "":
+		row = append(row, where, peers)
+	case t.Stats["requests"] != nil:
+		row = append(row, where, fmt.Sprintf("%d requests, %d errors, %d invalid", count("requests"), count("errors"), count("invalid")+count("dropped")))
 	}
 	return row, attention
 }
 
-// showPaths tells how the peers of a heartbeat's thread are.
-func showPaths(id string, peers map[string]any) (detail string, faults []string) {
-	var words []string
+// showPeers says how a heartbeat's thread is with each peer, if it is one, and
+// what is wrong; of a peer that is not heard at all, its node's row does.
+func showPeers(id string, t threadData) (cell string, attention []string) {
+	peers, _ := t.Stats["peers"].(map[string]any)
 	for _, peer := range slices.Sorted(maps.Keys(peers)) {
 		path, _ := peers[peer].(map[string]any)
-		state, _ := path["state"].(string)
-		words = append(words, peer+" "+state)
-		if fault, _ := path["error"].(string); fault != "" {
-			faults = append(faults, fmt.Sprintf("%s cannot send to %s: %s", id, peer, fault))
-		}
-		if bad, _ := path["bad"].(float64); bad > 0 && state == "stale" {
-			faults = append(faults, fmt.Sprintf("%s cannot open the beats of %s: see that cluster.secret, cluster.name and\nnode.name are right on both", id, peer))
+		cell += peer + fmt.Sprintf(" %v, ", path["state"])
+		switch fault, _ := path["error"].(string); {
+		case t.State != "running":
+		case fault != "":
+			attention = append(attention, fmt.Sprintf("%s: to %s: %s", id, peer, fault))
+		case path["state"] == "stale" && path["bad"] != nil:
+			attention = append(attention, fmt.Sprintf("%s: %s is not heard: what comes under its name does not open;\nis the secret the same there?", id, peer))
 		}
 	}
-	return strings.Join(words, ", "), faults
+	return strings.TrimSuffix(cell, ", "), attention
+}
+
+// silentPaths names heartbeats by which a linked peer is not heard: the next
+// failure would cut the link.
+func (s statusData) silentPaths() (attention []string) {
+	for _, id := range slices.Sorted(maps.Keys(s.threads)) {
+		peers, _ := s.threads[id].Stats["peers"].(map[string]any)
+		for _, peer := range slices.Sorted(maps.Keys(peers)) {
+			path, _ := peers[peer].(map[string]any)
+			if path["state"] == "stale" && path["bad"] == nil && s.threads[id].State == "running" && s.Monitor.Nodes[peer].State == linkLinked && strings.HasSuffix(id, ".rx") {
+				attention = append(attention, fmt.Sprintf("%s: %s is not heard; it is linked by another heartbeat only", id, peer))
+			}
+		}
+	}
+	return attention
 }
 
 // since writes how long ago a time of daemon_status was.

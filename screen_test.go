@@ -117,7 +117,7 @@ func TestScreen(t *testing.T) {
 		},
 		"another secret": {
 			screenCase{threads: heartbeat, quorum: true, said: upOnNode2},
-			[]string{"hb#1.rx cannot open the beats of node3"}, "No quorum", statusUp, "thawed",
+			[]string{"hb#1.rx: node3 is not heard: what comes under its name does not open"}, "No quorum", statusUp, "thawed",
 		},
 		"the node that runs it is dead": {
 			screenCase{threads: heartbeat, quorum: true, said: upOnNode2, links: map[string]linkState{"node2": linkDead}},

@@ -228,7 +228,7 @@ overlaps() {
 }
 
 # took SERVICE SINCE prints the milliseconds from SINCE to the next start.
-took() { sort -n "$tmp/ledger.$1" | awk -v since="$2" '$2 == "start" && $1 >= since { printf "%d", ($1 - since) * 1000; exit }'; }
+took() { sort -n "$tmp/ledger.$1" | awk -v since="$2" '$2 == "start" && $1 >= since { printf "%.0f", ($1 - since) * 1000; exit }'; }
 
 # gap SERVICE SINCE prints the milliseconds from the end of the copy that lived
 # at SINCE to the first start after that; less than 0: they overlapped.
@@ -236,11 +236,11 @@ gap() {
 	sort -n "$tmp/ledger.$1" | awk -v since="$2" '
 		$2 == "start" { if ($1 < since) old = $4; else if (!begun) begun = $1 }
 		$2 == "end" && $4 == old { ended = $1 }
-		END { if (begun && ended) printf "%d", (begun - ended) * 1000 }'
+		END { if (begun && ended) printf "%.0f", (begun - ended) * 1000 }'
 }
 
 # stopped_after SERVICE SINCE prints the milliseconds from SINCE to the next end.
-stopped_after() { sort -n "$tmp/ledger.$1" | awk -v since="$2" '$2 == "end" && $1 >= since { printf "%d", ($1 - since) * 1000; exit }'; }
+stopped_after() { sort -n "$tmp/ledger.$1" | awk -v since="$2" '$2 == "end" && $1 >= since { printf "%.0f", ($1 - since) * 1000; exit }'; }
 
 elsewhere() {
 	local now

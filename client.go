@@ -81,6 +81,7 @@ type caller struct {
 	cluster string
 	node    string // this node
 	key     masterKey
+	token   []byte       // of the link with who is asked; nil: none is known
 	now     func() int64 // unix ms
 }
 
@@ -134,6 +135,9 @@ func (a caller) askOnce(ctx context.Context, host string, port int, peer, action
 		return err
 	}
 	sealed, request := seal(a.key, messageContext{label: labelRequest, cluster: a.cluster, node: a.node}, message)
+	if a.token != nil {
+		sealed = showToken(sealed, a.token)
+	}
 	if len(sealed) > requestLimit {
 		return fmt.Errorf("the request is larger than %d bytes", requestLimit)
 	}

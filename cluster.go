@@ -16,11 +16,16 @@ import (
 	"time"
 )
 
-// peerAddress tells where a member's listener is: listener.addr@peer, else its
-// name, to be resolved; never this node's own listener.addr.
+// peerAddress tells where a member's listener is.
 func peerAddress(c *config, peer string) (host string, port int) {
-	host, port = peer, c.forNode("listener", "port", peer).(int)
-	if addr, ok := c.scoped("listener", "addr", peer).(netip.Addr); ok && !addr.IsUnspecified() {
+	return addressOf(c, "listener", peer)
+}
+
+// addressOf tells where a member's listener or heartbeat is: addr@peer, else its
+// name, to be resolved; never this node's own addr.
+func addressOf(c *config, section, peer string) (host string, port int) {
+	host, port = peer, c.forNode(section, "port", peer).(int)
+	if addr, ok := c.scoped(section, "addr", peer).(netip.Addr); ok && !addr.IsUnspecified() {
 		host = addr.String()
 	}
 	return host, port

@@ -204,30 +204,32 @@ func (c *config) checkTogether() error {
 	if c.members() == nil {
 		c.values["cluster.nodes"] = []string{c.node}
 	}
-	at := func(section, key string) string {
-		if _, number, ok := c.doc.value(section, key, c.node); ok {
-			return fmt.Sprintf("%s:%d: %s.%s", c.doc.name, number, section, key)
-		}
-		return c.doc.name + ": " + section + "." + key
-	}
-	var faults []error
+	faults := c.checkHeartbeats()
 	if !c.isMember(c.node) {
-		faults = append(faults, fmt.Errorf("%s: this node, %q, is not in the list; add it, or set node.name", at("cluster", "nodes"), c.node))
+		faults = append(faults, fmt.Errorf("%s: this node, %q, is not in the list; add it, or set node.name", c.at("cluster", "nodes"), c.node))
 	}
 	for _, witness := range c.list("cluster.witnesses") {
 		if !c.isMember(witness) {
-			faults = append(faults, fmt.Errorf("%s: %q is not in cluster.nodes", at("cluster", "witnesses"), witness))
+			faults = append(faults, fmt.Errorf("%s: %q is not in cluster.nodes", c.at("cluster", "witnesses"), witness))
 		}
 	}
 	for _, excluded := range c.list("upgrade.exclude") {
 		if !c.isMember(excluded) {
-			c.warnings = append(c.warnings, fmt.Sprintf("%s: %q is not in cluster.nodes", at("upgrade", "exclude"), excluded))
+			c.warnings = append(c.warnings, fmt.Sprintf("%s: %q is not in cluster.nodes", c.at("upgrade", "exclude"), excluded))
 		}
 	}
 	if secret := c.text("cluster.secret"); secret != "" && len(secret) < 16 {
-		c.warnings = append(c.warnings, at("cluster", "secret")+": shorter than 16 characters: it can be guessed")
+		c.warnings = append(c.warnings, c.at("cluster", "secret")+": shorter than 16 characters: it can be guessed")
 	}
 	return errors.Join(faults...)
+}
+
+// at says where a key is set, for messages.
+func (c *config) at(section, key string) string {
+	if _, number, ok := c.doc.value(section, key, c.node); ok {
+		return fmt.Sprintf("%s:%d: %s.%s", c.doc.name, number, section, key)
+	}
+	return c.doc.name + ": " + section + "." + key
 }
 
 // find returns the description of a key, nil for an unknown one.

@@ -27,6 +27,7 @@ type connection struct {
 	// privileged tells root's connections from those of the ordinary users of
 	// the same machine, which must not take its places.
 	privileged bool
+	linked     bool // beats come from the same source
 
 	place *list.Element // among the waiting; nil when known or removed
 	held  bool          // counted
@@ -58,19 +59,21 @@ func sourcePrefix(addr netip.Addr) netip.Prefix {
 type connections struct {
 	closed atomic.Int64 // to make room
 
-	mu       sync.Mutex
-	waiting  *list.List // of *connection, without a valid request yet, oldest first
-	bySource map[netip.Prefix]int
-	count    int
-	bytes    int
+	mu        sync.Mutex
+	waiting   *list.List // of *connection, without a valid request yet, oldest first
+	bySource  map[netip.Prefix]int
+	count     int
+	strangers int // of count: not linked
+	bytes     int
 }
 
 func newConnections() *connections {
 	return &connections{waiting: list.New(), bySource: map[netip.Prefix]int{}}
 }
 
-// admit counts c in, making room if need be; false if there is none.
-func (t *connections) admit(c *connection, limit int) bool {
+// admit counts c in, making room if need be; false if there is none. kept are
+// places that linked sources alone may have.
+func (t *connections) admit(c *connection, limit, kept int) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.bySource[c.source] >= max(limit/4, 1) &&
@@ -78,13 +81,20 @@ func (t *connections) admit(c *connection, limit int) bool {
 		!t.evict(func(w *connection) bool { return w.source == c.source && c.privileged }) {
 		return false
 	}
-	if t.count >= limit && !t.evict(func(*connection) bool { return true }) {
+	stranger := func(w *connection) bool { return !w.linked }
+	if !c.linked && t.strangers >= limit-kept && !t.evict(stranger) {
+		return false
+	}
+	if t.count >= limit && !t.evict(stranger) && !(c.linked && t.evict(func(*connection) bool { return true })) {
 		return false
 	}
 	c.held = true
 	c.place = t.waiting.PushBack(c)
 	t.bySource[c.source]++
 	t.count++
+	if !c.linked {
+		t.strangers++
+	}
 	return true
 }
 
@@ -143,6 +153,9 @@ func (t *connections) release(c *connection) {
 	c.held = false
 	t.settle(c)
 	t.count--
+	if !c.linked {
+		t.strangers--
+	}
 	if t.bySource[c.source]--; t.bySource[c.source] == 0 {
 		delete(t.bySource, c.source)
 	}

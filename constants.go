@@ -20,6 +20,38 @@ const (
 const (
 	labelRequest label = "agentd/1 request"
 	labelReply   label = "agentd/1 reply"
+	labelBeat    label = "agentd/1 beat" // NUL and the sender's nodename follow
+	labelKeyID   label = "agentd/1 key id"
+)
+
+// Beats (crypto.go, beatcodec.go). Sizes in bytes.
+const (
+	beatVersion  = 0xb1 // type and version
+	keyIDSize    = 4
+	senderIDSize = 8
+	// beatClear is the clear part: the version, key id, sender, key salt, nonce.
+	beatClear = 1 + keyIDSize + senderIDSize + 8 + nonceSize
+	// beatFixed is what stands sealed before heard bits and records.
+	beatFixed = 53
+	beatLeast = beatClear + beatFixed + tagSize
+	beatLimit = 48 << 10 // of the datagram
+	tokenSize = 16       // of a link's token
+	// membersLimit is the largest list: one bit of a beat for each.
+	membersLimit = 64
+	// tokenRate is how many requests a second a link's token has looked at
+	// though their sender is shut out.
+	tokenRate = 50
+)
+
+// Records of beats.
+const (
+	recordEpoch   = 1
+	recordClaims  = 2
+	recordRefused = 3
+	recordHeld    = 4
+	recordChanges = 5
+	recordToken   = 6
+	recordKeys    = 7
 )
 
 // joinCluster stands for the cluster's name in what a joining node sends,
@@ -113,6 +145,28 @@ const (
 	iniSizeLimit = 1 << 20
 )
 
+// Heartbeats.
+const (
+	// beatCiphersKept bounds the ciphers: two keys for each of 64 members, and as
+	// many again for those that start anew.
+	beatCiphersKept = 256
+	// beatsWaiting bounds what the monitor has to take in of heartbeats.
+	beatsWaiting = 256
+	// beatBuffer is what is asked of the kernel to hold of beats, in bytes.
+	beatBuffer = 1 << 20
+	// intervalLeast bounds how often beats are sent.
+	intervalLeast = 10 * time.Millisecond
+	// dialAgain is the wait before a peer's address is looked up again after an
+	// error, and staleAgain while nothing is heard of the peer: it may have
+	// another address by now.
+	dialAgain   = time.Second
+	staleAgain  = 10 * time.Second
+	dialTimeout = 10 * time.Second
+	// keysTrusted is how long the keys count that an accepted beat named; then
+	// those of any beat that opens do, until one is accepted again.
+	keysTrusted = 10 * time.Second
+)
+
 // Service logs.
 const (
 	// serviceLogSize is the size at which a log is rotated, in bytes. One old
@@ -149,6 +203,26 @@ const (
 	// itemSize bounds the words of one item, in bytes; each counts wordSize more.
 	itemSize = 64 << 10
 	wordSize = 8
+)
+
+// The cluster.
+const (
+	// maxMembers bounds cluster.nodes: a beat has a bit for each.
+	maxMembers = 64
+	// beatPause is the least time between beats to one peer that changes cause,
+	// unlinkedPause that between answers to one that does not hear this node.
+	beatPause     = 5 * time.Millisecond
+	unlinkedPause = 50 * time.Millisecond
+	// sentKept bounds the beats to one peer that may still be acknowledged.
+	sentKept = 2048
+	// votesPending bounds the contents of claims that wait for the journal.
+	votesPending = 8
+	// wakePause is the least time to a wake that is asked for.
+	wakePause = time.Millisecond
+	// journalPause is the wait before the votes are written again after a fault,
+	// stopPause that before an instance without right is stopped again.
+	journalPause = time.Second
+	stopPause    = 5 * time.Second
 )
 
 // Services.

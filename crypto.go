@@ -10,6 +10,14 @@
 // in the stream, so it fits one request, and frames cannot be dropped or
 // swapped. What GCM cannot see, that a whole request is sent again, the
 // replay guard sees.
+//
+// Beats share a key for as long as their sender keeps its key salt, since to
+// derive one for each would be most of their cost. Their nonces are 96 random
+// bits, which bears 2^32 beats under one key (NIST SP 800-38D, 8.3): 34 years
+// of the defaults in a cluster of three. The key is bound to the sender's name,
+// not to the receiver: it is the acknowledgement inside, of a beat and a key
+// salt that only the receiver used, that makes a beat count (design.md §8,
+// Links), and that keeps replays and beats for others from counting.
 
 package main
 
@@ -52,6 +60,7 @@ type envelope struct {
 	salt    salt
 	data    []byte // ciphertext and tag
 	request *salt  // in a reply: the salt of its request
+	token   []byte // of the link; nil: none is shown. Anyone on the way can read and change it
 }
 
 // errShape is the only thing that is said of bytes that are no envelope:
@@ -85,6 +94,11 @@ func parseEnvelope(raw []byte) (envelope, error) {
 			return e, err
 		}
 	}
+	if fields.token != nil {
+		if e.token, err = decodeBytes(fields.token, fields.token); err != nil || len(e.token) != tokenSize {
+			return e, errShape
+		}
+	}
 	if e.data, err = decodeBytes(fields.data, fields.data); err != nil || len(e.data) < tagSize+1 {
 		return e, errShape
 	}
@@ -113,7 +127,7 @@ func decodeBytes(to, text []byte) ([]byte, error) {
 }
 
 // envelopeFields are the members of an envelope's object, as written.
-type envelopeFields struct{ clustername, nodename, salt, data, request []byte }
+type envelopeFields struct{ clustername, nodename, salt, data, request, token []byte }
 
 func (f *envelopeFields) member(name string) *[]byte {
 	switch name {
@@ -127,6 +141,8 @@ func (f *envelopeFields) member(name string) *[]byte {
 		return &f.data
 	case "request":
 		return &f.request
+	case "token":
+		return &f.token
 	}
 	return nil
 }
@@ -235,23 +251,25 @@ func (c messageContext) additionalData() []byte {
 
 // messageKey derives the key and the nonce of one message.
 func messageKey(master masterKey, s salt, l label) (key, nonce []byte) {
-	derived, err := hkdf.Key(sha256.New, master[:], s[:], string(l), keySize+nonceSize)
-	if err != nil {
-		panic(err) // only for a length that HKDF cannot give
-	}
+	derived := master.expand(s[:], l, keySize+nonceSize)
 	return derived[:keySize], derived[keySize:]
 }
 
 func messageCipher(master masterKey, s salt, l label) (aead cipher.AEAD, nonce []byte) {
 	key, nonce := messageKey(master, s, l)
+	return newGCM(key), nonce
+}
+
+func newGCM(key []byte) cipher.AEAD {
 	block, err := aes.NewCipher(key)
-	if err == nil {
-		aead, err = cipher.NewGCM(block)
-	}
 	if err != nil {
 		panic(err) // only for a key of another size
 	}
-	return aead, nonce
+	aead, err := cipher.NewGCM(block)
+	if err != nil {
+		panic(err) // only for a block of another size
+	}
+	return aead
 }
 
 // seal makes the envelope of a message, with its NUL, and tells its salt.
@@ -281,6 +299,12 @@ func sealWith(master masterKey, s salt, c messageContext, message []byte) []byte
 	out = append(out, `", "data": "`...)
 	out = base64url.AppendEncode(out, data)
 	return append(out, `"}`+"\x00"...)
+}
+
+// showToken adds the link's token to a sealed request.
+func showToken(sealed, token []byte) []byte {
+	out := append(sealed[:len(sealed)-len("}\x00")], `, "token": "`...)
+	return append(base64url.AppendEncode(out, token), `"}`+"\x00"...)
 }
 
 // mustJSON marshals what always marshals: strings, and lists of them.
@@ -458,6 +482,7 @@ type keyring struct {
 	secrets []string
 	ready   chan struct{} // closed when keys and err are set
 	keys    []masterKey
+	ids     []keyID // of keys
 	err     error
 	join    func() (masterKey, error) // derived on first use
 }
@@ -480,5 +505,92 @@ func (r *keyring) derive(store *keyStore) {
 			return
 		}
 		r.keys = append(r.keys, key)
+		r.ids = append(r.ids, key.id())
 	}
+}
+
+// keyID names a master key without telling it.
+type keyID = [keyIDSize]byte
+
+func (k masterKey) id() keyID { return keyID(k.expand(nil, labelKeyID, keyIDSize)) }
+
+func (k masterKey) expand(salt []byte, info label, size int) []byte {
+	derived, err := hkdf.Key(sha256.New, k[:], salt, string(info), size)
+	if err != nil {
+		panic(err) // only for a length that HKDF cannot give
+	}
+	return derived
+}
+
+// beatCiphers keeps the ciphers that are in use, so that a beat, also one that
+// does not open, costs no derivation. Only who knows the secret can add to it,
+// or replays old beats, which push out others: these are derived again.
+type beatCiphers struct {
+	mu    sync.Mutex
+	known map[beatHeader]cipher.AEAD
+	order []beatHeader // the oldest first
+}
+
+func (c *beatCiphers) find(h beatHeader) cipher.AEAD {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known[h]
+}
+
+func (c *beatCiphers) keep(h beatHeader, aead cipher.AEAD) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known == nil {
+		c.known = map[beatHeader]cipher.AEAD{}
+	}
+	if c.known[h] != nil {
+		return
+	}
+	if len(c.order) >= beatCiphersKept {
+		delete(c.known, c.order[0])
+		c.order = c.order[1:]
+	}
+	c.known[h] = aead
+	c.order = append(c.order, h)
+}
+
+// beatCipher derives the cipher of the beats of node under a key salt.
+func beatCipher(master masterKey, salt uint64, node string) cipher.AEAD {
+	return newGCM(master.expand(binary.BigEndian.AppendUint64(nil, salt), labelBeat+"\x00"+label(node), keySize))
+}
+
+// seal makes a beat of this node, whose header h is.
+func (c *beatCiphers) seal(master masterKey, h beatHeader, node string, plain []byte) []byte {
+	var nonce [nonceSize]byte
+	rand.Read(nonce[:]) // never fails: crypto/rand ends the process instead
+	return c.sealWith(master, h, nonce, node, plain)
+}
+
+func (c *beatCiphers) sealWith(master masterKey, h beatHeader, nonce [nonceSize]byte, node string, plain []byte) []byte {
+	aead := c.find(h)
+	if aead == nil {
+		aead = beatCipher(master, h.salt, node)
+		c.keep(h, aead)
+	}
+	out := h.append(make([]byte, 0, beatClear+len(plain)+tagSize))
+	out = append(out, nonce[:]...)
+	return aead.Seal(out, nonce[:], plain, out)
+}
+
+// open decrypts a beat in place: raw, whose header h is, of the member node.
+func (c *beatCiphers) open(master masterKey, h beatHeader, node string, raw []byte) ([]byte, error) {
+	aead := c.find(h)
+	fresh := aead == nil
+	if fresh {
+		aead = beatCipher(master, h.salt, node)
+	}
+	clear, sealed := raw[:beatClear], raw[beatClear:]
+	plain, err := aead.Open(sealed[:0], clear[beatClear-nonceSize:], sealed, clear)
+	if err != nil {
+		return nil, errOpen
+	}
+	if fresh {
+		c.keep(h, aead)
+	}
+	return plain, nil
 }

@@ -27,27 +27,28 @@ const agentVersion = "0.1.0"
 // daemon is what the parts share. All but the last group is set before serve
 // begins, or safe for concurrent use.
 type daemon struct {
-	paths     paths
-	log       *slog.Logger
-	id        string // random, a new one each start
-	started   time.Time
-	network   network
-	run       runner
-	notify    notifier
-	config    atomic.Pointer[config] // the last good one
-	keys      atomic.Pointer[keyring]
-	store     *keyStore
-	replay    *replayGuard
-	blacklist *blacklist
-	queue     *dequeuer
-	peers     *peerTrust
-	journal   *journal
-	lastKnown lastKnown
-	outsiders *logLimit // what outsiders can cause to be logged
-	watcher   *watcher
-	logs      *serviceLog
-	streams   atomic.Int64 // that are served
-	monitor   *monitorThread
+	paths      paths
+	log        *slog.Logger
+	id         string // random, a new one each start
+	started    time.Time
+	network    network
+	run        runner
+	notify     notifier
+	config     atomic.Pointer[config] // the last good one
+	keys       atomic.Pointer[keyring]
+	store      *keyStore
+	replay     *replayGuard
+	blacklist  *blacklist
+	queue      *dequeuer
+	peers      *peerTrust
+	heartbeats *heartbeats
+	journal    *journal
+	lastKnown  lastKnown
+	outsiders  *logLimit // what outsiders can cause to be logged
+	watcher    *watcher
+	logs       *serviceLog
+	streams    atomic.Int64 // that are served
+	monitor    *monitorThread
 	// background has a place for each service_action that nobody waits for.
 	background chan struct{}
 
@@ -83,6 +84,7 @@ type thread struct {
 	running  bool
 	created  time.Time
 	err      error // of the last unclean exit
+	removed  bool  // from the configuration; forgotten once it has ended
 	failures int   // unclean exits in a row
 	cancel   context.CancelFunc
 	changed  chan struct{}
@@ -161,6 +163,7 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 	})
 	d.logs = newServiceLog(p, func() string { return d.config.Load().node }, d.watcher, log)
 	d.monitor = &monitorThread{d: d}
+	d.heartbeats = newHeartbeats(d)
 	d.background = make(chan struct{}, actionsAtOnce)
 	d.threads = []*thread{newListener(d).thread(), d.monitor.thread()}
 	return d, d.firstConfig()
@@ -219,6 +222,7 @@ func (d *daemon) serve(ctx context.Context) (byRequest bool, err error) {
 	}
 	d.jobs.Go(func() { d.serveLocal(d.ctx, local) })
 	d.jobs.Go(d.watchFiles)
+	d.jobs.Go(func() { d.heartbeats.log(d.ctx.Done()) })
 	d.jobs.Go(func() { d.watchConfig(d.ctx) })
 	d.jobs.Go(func() { d.queue.work(d.ctx, d.paths) })
 	d.jobs.Go(func() { d.nodeStatus(d.ctx) }) // so that the journal knows the version of before an upgrade
@@ -317,7 +321,9 @@ func (d *daemon) threadEnded(t *thread, err error, asked bool) {
 	if asked {
 		t.err, t.failures = err, 0
 		d.log.Info("thread stopped", "thread", t.id)
-		if t.wanted { // started again while it stopped
+		if t.removed {
+			d.forgetThread(t)
+		} else if t.wanted { // started again while it stopped
 			d.startThread(t)
 		}
 		return
@@ -422,12 +428,44 @@ func (d *daemon) adopt(c *config) {
 	if old != nil {
 		d.blacklist.clear(func(s sender) bool { return s.node != "" && old.isMember(s.node) != c.isMember(s.node) })
 	}
+	d.heartbeats.adopt(c)
+	d.matchThreads(old != nil)
 	for _, t := range d.threads {
 		select {
 		case t.changed <- struct{}{}:
 		default: // not running, or told already
 		}
 	}
+}
+
+// matchThreads makes the threads of heartbeats those that are configured.
+func (d *daemon) matchThreads(serving bool) {
+	wanted := d.heartbeats.threads()
+	for _, t := range slices.Clone(d.threads) {
+		if !strings.HasPrefix(t.id, "hb#") || slices.Contains(wanted, t) {
+			continue
+		}
+		t.wanted, t.removed = false, true
+		if t.running {
+			t.cancel()
+		} else {
+			d.forgetThread(t)
+		}
+	}
+	for _, t := range wanted {
+		known := slices.Contains(d.threads, t)
+		if !known {
+			d.threads = append(d.threads, t)
+		}
+		if serving && (!known || t.removed) {
+			d.startThread(t)
+		}
+		t.removed = false
+	}
+}
+
+func (d *daemon) forgetThread(t *thread) {
+	d.threads = slices.DeleteFunc(d.threads, func(other *thread) bool { return other == t })
 }
 
 // watchConfig takes up changes of node.conf by its timestamp.
@@ -477,24 +515,28 @@ func fileStamp(path string) string {
 	return fmt.Sprint(st.Mtim.Nano(), st.Size, st.Ino)
 }
 
-// logLimit lets ten lines a minute pass, so that an outsider cannot fill the
-// disk.
+// logLimit lets some pass in each span of time: of lines in a log, so that an
+// outsider cannot fill the disk, ten a minute.
 type logLimit struct {
-	now func() time.Time
+	now  func() time.Time
+	most int
+	per  time.Duration
 
 	mu    sync.Mutex
 	since time.Time
 	lines int
 }
 
-func newLogLimit(now func() time.Time) *logLimit { return &logLimit{now: now} }
+func newLogLimit(now func() time.Time) *logLimit {
+	return &logLimit{now: now, most: 10, per: time.Minute}
+}
 
 func (l *logLimit) allow() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now := l.now(); now.Sub(l.since) >= time.Minute {
+	if now := l.now(); now.Sub(l.since) >= l.per {
 		l.since, l.lines = now, 0
 	}
 	l.lines++
-	return l.lines <= 10
+	return l.lines <= l.most
 }

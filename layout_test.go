@@ -16,7 +16,7 @@ import (
 // A flat package has no walls (design.md §2). These are they.
 
 // coreFiles are those that decide and touch nothing. Some come later.
-var coreFiles = []string{"monitor.go", "order.go", "lease.go", "placement.go"}
+var coreFiles = []string{"monitor.go", "order.go", "restart.go", "link.go", "claim.go", "lease.go", "placement.go", "beat.go"}
 
 // purePackages are what a core file may import: they compute. Clock, network,
 // file, lock, goroutine and log are not among them, nor random numbers, which

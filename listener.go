@@ -258,7 +258,8 @@ func (l *listener) acceptLoop(ctx context.Context, s *sockets, jobs *sync.WaitGr
 			return fmt.Errorf("cannot accept connections: %w", err)
 		}
 		c := newConnection(conn, l.conns)
-		if !l.conns.admit(c, l.d.config.Load().count("listener.max_connections")) {
+		c.linked = l.d.heartbeats.linked(c.source)
+		if limit, kept := l.room(); !l.conns.admit(c, limit, kept) {
 			conn.Close()
 			continue
 		}
@@ -269,6 +270,17 @@ func (l *listener) acceptLoop(ctx context.Context, s *sockets, jobs *sync.WaitGr
 			}
 		})
 	}
+}
+
+// room is how many connections there may be, and how many of these places are
+// kept for linked members, if there can be any.
+func (l *listener) room() (limit, kept int) {
+	c := l.d.config.Load()
+	limit = c.count("listener.max_connections")
+	if len(c.members()) > 1 && c.heartbeats() != nil {
+		kept = limit / 4
+	}
+	return limit, kept
 }
 
 func isShortage(err error) bool {
@@ -402,7 +414,8 @@ func (l *listener) validate(ctx context.Context, raw []byte, src source) (*excha
 	joining := e.cluster == joinCluster
 	member := !joining && c.isMember(e.node) // also of a message that is malformed beyond its name
 	from := senderOf(src, e.node, member)
-	if l.d.blacklist.shutOut(from) {
+	known := member && err == nil && e.token != nil && src.transport == "tcp"
+	if l.d.blacklist.shutOut(from) && !(known && l.d.heartbeats.admits(e.node, e.token)) {
 		l.stats.dropped.Add(1)
 		return nil, nil
 	}

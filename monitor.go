@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -30,6 +29,7 @@ type monitorState string
 
 const (
 	stateIdle        monitorState = "idle"
+	stateReady       monitorState = "ready" // it claims the service, and waits for votes
 	stateStarting    monitorState = "starting"
 	stateStartFailed monitorState = "start failed"
 	stateStopping    monitorState = "stopping"
@@ -59,27 +59,51 @@ const (
 	expectStopped = "stopped"
 )
 
-// restartsForgotten is how long a resource is up until its earlier restarts
-// do not count any more.
-const restartsForgotten = 5 * time.Minute
-
 // core holds what this node knows and wants. Its maps are by name; what is
 // sent out goes in the order of names.
 type core struct {
 	node     string
+	cluster  clusterSpec
 	frozen   bool         // the node's flag
 	wanted   string       // "frozen", "thawed": what the flag is to become, "" once it is
 	state    monitorState // of the node monitor
 	ending   bool         // daemon_shutdown: everything is to be stopped
 	services map[string]*monitored
 
+	// The cluster (link.go).
+	epoch, salt uint64
+	seed        uint64
+	born        leaseClock
+	peers       map[string]*peer
+	joined      bool   // all members were seen at once
+	silent      string // why no beats are sent; "": they are
+
+	// This node's claims (claim.go).
+	claims  uint32 // the number of their content
+	claimed map[string]*claim
+	gone    map[string]uint32 // given back: the number at which
+	guard   bool              // lives
+	guarded guardEffect       // what it was told last
+	watched leaseClock        // when that was looked at last
+
+	// This node's votes (claim.go).
+	grants        map[string]*promise
+	version, kept uint64 // of the journal: with the last change, and on disk
+	ballot        uint64 // counts changes of what is granted
+	unkept        bool   // it changed since it was last written
+	writing       bool
+	retry         leaseClock    // a write failed; not before
+	mute          time.Duration // no votes until muteEnd, if not 0
+	muteEnd       leaseClock
+
 	// Of the present step.
 	now     time.Time
+	clock   leaseClock
 	effects []effect
-}
-
-func newCore(node string) *core {
-	return &core{node: node, state: stateIdle, services: map[string]*monitored{}}
+	quiet   bool       // it is about no instance
+	stirred bool       // it may matter to all instances
+	soonest leaseClock // when time alone will change something; zero: never
+	alarm   time.Time  // the wake that was asked for last
 }
 
 // monitored is an instance as the core sees it.
@@ -95,6 +119,10 @@ type monitored struct {
 	cancelled bool
 	ended     bool // the present shutdown has tried to stop it
 	resources map[string]*monitoredResource
+	wants     bool       // to run: its claim is not given back
+	vacant    leaseClock // since when nobody runs it who can be seen; zero: somebody does
+	again     leaseClock // no new claim before
+	away      string     // why it is being stopped, for another node to run it
 	intent
 }
 
@@ -206,16 +234,35 @@ type (
 )
 
 // step is the only way in.
-func (c *core) step(now time.Time, e event) []effect {
-	c.now, c.effects = now, nil
-	if s := e.apply(c); s != nil {
+func (c *core) step(now moment, e event) []effect {
+	c.now, c.clock, c.effects = now.wall, now.clock, nil
+	c.quiet, c.stirred, c.soonest = false, false, leaseClock{}
+	s := e.apply(c)
+	c.round()
+	c.speak()
+	if !c.quiet || c.stirred {
+		c.release()
+	}
+	switch {
+	case s != nil && !c.stirred:
 		c.decide(s)
-	} else {
+	case !c.quiet || c.stirred:
+		c.prune()
 		for _, name := range slices.Sorted(maps.Keys(c.services)) {
 			c.decide(c.services[name])
 		}
 	}
+	c.journal()
+	c.watch()
+	c.hurry()
+	c.wake()
 	return c.effects
+}
+
+// nobody is what events return that are about no instance.
+func (c *core) nobody() *monitored {
+	c.quiet = true
+	return nil
 }
 
 func (c *core) send(e effect) { c.effects = append(c.effects, e) }
@@ -290,20 +337,6 @@ func (e statusEvent) apply(c *core) *monitored {
 	r.status, r.note, r.added = e.status, e.note, r.added && e.status != statusUp
 	s.look()
 	return s
-}
-
-// forget drops the count of a resource that was up for long. The time of an
-// action does not count: it may be up only for as long as its start waits.
-func (c *core) forget(s *monitored, rid string, since time.Time) {
-	had := s.Restarts[rid]
-	if had.Last.After(since) {
-		since = had.Last
-	}
-	acting := s.acting != nil && (s.acting.Rids == nil || slices.Contains(s.acting.Rids, rid))
-	if had.Count > 0 && !acting && c.now.Sub(since) >= restartsForgotten {
-		delete(s.Restarts, rid)
-		c.save(s)
-	}
 }
 
 func (e failedEvent) apply(c *core) *monitored {
@@ -381,6 +414,8 @@ func (e doneEvent) apply(c *core) *monitored {
 			s.LocalExpect = "" // it was rolled back
 		}
 		c.enter(s, stateIdle, "")
+	case e.err == nil && s.away != "":
+		c.enter(s, stateStartFailed, s.away)
 	case e.err == nil:
 		if did.Rids == nil && did.Verb != verbStop {
 			s.LocalExpect = expectStarted
@@ -396,37 +431,49 @@ func (e doneEvent) apply(c *core) *monitored {
 		}
 		c.fail(s, stateStartFailed, e.err.Error())
 	}
-	s.cancelled = false
+	s.cancelled, s.away = false, ""
 	return s
 }
 
 // decide looks at one instance and begins what is to be done next.
 func (c *core) decide(s *monitored) {
+	s.wants = false
+	if c.mustStop(s) {
+		c.surrender(s)
+	} else if c.next(s) {
+		c.reached(s)
+	}
+	c.settleClaim(s)
+}
+
+// next is what nothing but a lost right comes before. It tells whether the
+// instance could be looked at.
+func (c *core) next(s *monitored) bool {
 	if s.acting != nil {
 		// Who wants it stopped does not wait for a start that hangs.
-		stop := s.Wanted != nil && s.Wanted.Verb == verbStop && s.Wanted.Rids == nil || c.ending
-		if stop && s.acting.Verb != verbStop && !s.cancelled {
-			s.cancelled = true
-			c.send(cancelEffect{s.spec.name})
+		if s.Wanted != nil && s.Wanted.Verb == verbStop && s.Wanted.Rids == nil || c.ending {
+			c.cancel(s)
 		}
-		return
+		return false
 	}
 	if !s.probed || s.state == stateFreezing || s.state == stateThawing {
-		return
+		return false
 	}
 	avail, _ := s.status()
 	if s.Flag != "" && s.Flag != flagState(s.frozen, false) {
 		c.flag(s)
-		return
+		return false
 	}
 	s.Flag = ""
+	c.foundUp(s)
 	switch {
 	case c.ending:
 		if s.down() || s.ended && s.state == stateStopFailed {
-			return
+			return false
 		}
 		s.LocalExpect, s.ended = "", true
 		c.act(s, order{Verb: verbStop}, "the daemon shuts down")
+	case s.Wanted != nil && s.Wanted.Verb != verbStop && !c.mayStart(s, true):
 	case s.Wanted != nil:
 		o := *s.Wanted
 		s.Wanted = nil
@@ -443,13 +490,22 @@ func (c *core) decide(s *monitored) {
 	default:
 		c.orchestrate(s)
 	}
-	c.reached(s)
+	return true
 }
 
-// act begins an order.
+// cancel ends what is being done, unless that is a stop.
+func (c *core) cancel(s *monitored) {
+	if s.acting.Verb != verbStop && !s.cancelled {
+		s.cancelled = true
+		c.send(cancelEffect{s.spec.name})
+	}
+}
+
+// act begins an order. What it begins, the guard can end before it is begun.
 func (c *core) act(s *monitored, o order, why string) {
 	s.acting, s.cancelled = &o, false
 	c.enter(s, doing[o.Verb], why)
+	c.watch()
 	c.send(actEffect{s.spec.name, o})
 }
 
@@ -472,10 +528,9 @@ func (c *core) orchestrate(s *monitored) {
 		c.because(s, "this node is frozen; to start services by itself again: nodemgr thaw --local")
 	case s.frozen:
 		c.because(s, "frozen; to let it start by itself: svcmgr -s "+name+" thaw --local")
-	case len(s.spec.nodes) > 1:
-		c.because(s, "it may run on several nodes, and they cannot agree yet which; to start it here: svcmgr -s "+name+" start --local")
 	case s.unclear() != "":
 		c.because(s, "not started by itself: "+s.unclear())
+	case !c.mayStart(s, false):
 	default:
 		c.act(s, order{Verb: verbStart}, "")
 	}
@@ -489,97 +544,6 @@ func (s *monitored) unclear() string {
 		}
 	}
 	return ""
-}
-
-// recover restarts what is down in an instance that shall be up: one resource
-// at a time, in the file's order, so that one that fails takes no other down.
-func (c *core) recover(s *monitored) {
-	var next, spent *resource
-	waiting := ""
-	for _, r := range s.spec.resources {
-		m, had := s.resources[r.rid], s.Restarts[r.rid]
-		if r.disable || m.status != statusDown || had.GaveUp != "" {
-			continue
-		}
-		if c.isFrozen() || s.frozen {
-			c.because(s, fmt.Sprintf("%s is down, and frozen services are not restarted; to have it restarted: %s", r.rid, c.thaw(s)))
-			return
-		}
-		if had.Count >= r.restart {
-			s.setRestarts(r.rid, func(n *restarts) {
-				n.GaveUp = fmt.Sprintf("restarts used up: %d of %d", had.Count, r.restart)
-			})
-			c.save(s)
-			if r.monitor && !m.added && spent == nil {
-				spent = r
-			}
-			continue
-		}
-		if due := had.Last.Add(r.restartDelay); had.Count > 0 && due.After(c.now) {
-			c.send(wakeEffect{due})
-			waiting = fmt.Sprintf("%s is down, and restarted %s after the last time (%d of %d)", r.rid, r.restartDelay, had.Count, r.restart)
-		} else {
-			next = r
-		}
-		break // what comes later may need it
-	}
-	switch {
-	case spent != nil && c.monitorAction(s, spent):
-	case next != nil:
-		s.setRestarts(next.rid, func(n *restarts) { n.Count, n.Last = n.Count+1, c.now })
-		c.act(s, order{Verb: verbRestart, Rids: []string{next.rid}}, next.rid+" is down: "+s.resources[next.rid].note)
-	case waiting != "":
-		c.because(s, waiting)
-	default:
-		c.because(s, s.givenUp())
-	}
-}
-
-// givenUp names what is left down.
-func (s *monitored) givenUp() string {
-	var left []string
-	for _, r := range s.spec.resources {
-		if had := s.Restarts[r.rid]; had.GaveUp != "" && s.resources[r.rid].status == statusDown {
-			left = append(left, fmt.Sprintf("%s is down (%s)", r.rid, had.GaveUp))
-		}
-	}
-	if left == nil {
-		return ""
-	}
-	return strings.Join(left, ", ") + "; to try again: svcmgr -s " + s.spec.name + " start --local"
-}
-
-// thaw is what lets the instance be restarted by itself.
-func (c *core) thaw(s *monitored) string {
-	if c.isFrozen() {
-		return "nodemgr thaw --local"
-	}
-	return "svcmgr -s " + s.spec.name + " thaw --local"
-}
-
-func (s *monitored) setRestarts(rid string, change func(*restarts)) {
-	if s.Restarts == nil {
-		s.Restarts = map[string]restarts{}
-	}
-	n := s.Restarts[rid]
-	change(&n)
-	s.Restarts[rid] = n
-}
-
-// monitorAction is done when a monitored resource has used up its restarts.
-// It tells whether anything was done.
-func (c *core) monitorAction(s *monitored, r *resource) bool {
-	switch s.spec.monitorAction {
-	case "freezestop":
-		c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), "monitor_action freezestop: " + r.rid + " stays down"})
-		s.Flag, s.Wanted = "frozen", &order{Verb: verbStop}
-		c.flag(s)
-		return true
-	case "switch":
-		// The instance would be stopped for another node to start it.
-		c.send(transitionEffect{s.spec.name, string(s.state), string(s.state), "monitor_action switch: " + r.rid + " stays down, and there is no other node that could take over"})
-	}
-	return false
 }
 
 // status adds up the resources. A resource that was left down makes a warning

@@ -92,8 +92,7 @@ func (w *world) pick() *worldService {
 // daemon begins a new daemon: what the last one was doing is cut off.
 func (w *world) daemon() {
 	w.trace = append(w.trace, "daemon")
-	w.core, w.twin = newCore("n1"), newCore("n1")
-	w.core.frozen, w.twin.frozen = w.frozen[""], w.frozen[""]
+	w.core, w.twin = loneCore(w.frozen[""]), loneCore(w.frozen[""])
 	w.writes, w.ending = nil, false
 	for _, name := range sortedKeys(w.services) {
 		s := w.services[name]
@@ -162,7 +161,7 @@ func (w *world) step(e event) {
 		text += fmt.Sprintf(" %+v", e)
 	}
 	w.trace = append(w.trace, text)
-	effects, twins := w.core.step(w.now, e), w.twin.step(w.now, e)
+	effects, twins := stepKept(w.core, w.now, e), stepKept(w.twin, w.now, e)
 	if len(effects) != len(twins) || len(effects) > 30 {
 		w.fail("%d effects, and %d of the same events", len(effects), len(twins))
 	}
@@ -409,7 +408,7 @@ func (w *world) settle() {
 		}
 		for _, line := range w.trace[mark:] {
 			text := strings.TrimSpace(line)
-			idle = idle && (text == line || strings.HasPrefix(text, "keep ") || strings.HasPrefix(text, "wake "))
+			idle = idle && (text == line || strings.HasPrefix(text, "keep ") || strings.HasPrefix(text, "wake ") || strings.HasPrefix(text, "guard "))
 		}
 		if quiet++; !idle {
 			quiet = 0

@@ -93,7 +93,34 @@ type script struct {
 }
 
 func newScript() *script {
-	return &script{core: newCore("n1"), files: map[string]string{}, kept: map[string]string{}, frozen: map[string]bool{}, shown: map[string]string{}}
+	return &script{core: loneCore(false), files: map[string]string{}, kept: map[string]string{}, frozen: map[string]bool{}, shown: map[string]string{}}
+}
+
+// loneCore is the only node of its cluster.
+func loneCore(frozen bool) *core {
+	c := newCore(birth{
+		node: "n1", epoch: 1, salt: 1 << 32, frozen: frozen, now: at(scriptStart),
+		cluster: clusterSpec{members: []string{"n1"}, timeout: 3 * time.Second, grace: 3 * time.Second, rejoin: 90 * time.Second},
+	})
+	c.step(at(scriptStart), guardEvent{true})
+	return c
+}
+
+// at is a moment of a machine that booted at second 0 of all scripts.
+func at(t time.Time) moment {
+	since := t.Sub(scriptStart)
+	return moment{t, leaseClock{since, since}}
+}
+
+// stepKept is a step whose votes are kept at once.
+func stepKept(c *core, now time.Time, e event) (effects []effect) {
+	for _, f := range c.step(at(now), e) {
+		effects = append(effects, f)
+		if v, ok := f.(votesEffect); ok {
+			effects = append(effects, stepKept(c, now, votesKept{v.version, nil})...)
+		}
+	}
+	return effects
 }
 
 func playScript(text string) (string, error) {
@@ -131,8 +158,7 @@ func (s *script) play(line string) error {
 		return err
 	}
 	if words[1] == "daemon" {
-		s.core, s.shown = newCore("n1"), map[string]string{}
-		s.core.frozen = s.frozen[""]
+		s.core, s.shown = loneCore(s.frozen[""]), map[string]string{}
 		return nil
 	}
 	e, err := s.event(words)
@@ -140,7 +166,7 @@ func (s *script) play(line string) error {
 		return err
 	}
 	now := scriptStart.Add(at)
-	effects := s.core.step(now, e)
+	effects := stepKept(s.core, now, e)
 	if f, ok := e.(flagEvent); ok && f.err == nil {
 		s.frozen[f.service] = f.frozen
 	}
@@ -277,6 +303,15 @@ func effectText(f effect) string {
 		return "wake " + f.at.Sub(scriptStart).String()
 	case refuseEffect:
 		return "refuse: " + f.err.Error()
+	case votesEffect:
+		data, _ := json.Marshal(f.votes) // it holds nothing that JSON does not
+		return fmt.Sprintf("votes %d %s", f.version, data)
+	case guardEffect:
+		text := fmt.Sprintf("guard %s until %s", f.held, f.deadline.raw)
+		for _, name := range sortedKeys(f.own) {
+			text += fmt.Sprintf(", %s until %s", name, f.own[name].raw)
+		}
+		return text
 	}
 	return "unknown effect " + reflect.TypeOf(f).Name()
 }

@@ -21,6 +21,16 @@ type network interface {
 	listen(addr netip.AddrPort) (net.Listener, error)
 	listenPacket(addr netip.AddrPort) (packetConn, error)
 	dial(ctx context.Context, host string, port int) (net.Conn, error)
+	// dialPacket makes a socket that sends datagrams to one peer, from an address
+	// of this machine, unless that is unspecified. It may look up a name.
+	dialPacket(ctx context.Context, from netip.Addr, host string, port int) (packetSender, error)
+}
+
+// packetSender sends without waiting. An error may be that of an earlier
+// datagram; nothing of the present one was sent then.
+type packetSender interface {
+	Write(b []byte) (int, error)
+	Close() error
 }
 
 // packetConn is what the daemon uses of a *net.UDPConn. The control data of a
@@ -110,6 +120,39 @@ func (hostNetwork) dial(ctx context.Context, host string, port int) (net.Conn, e
 		return errors.Join(controlErr, err)
 	}}
 	return dialer.DialContext(ctx, "tcp", to)
+}
+
+func (hostNetwork) dialPacket(ctx context.Context, from netip.Addr, host string, port int) (packetSender, error) {
+	var dialer net.Dialer
+	if !from.IsUnspecified() {
+		dialer.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
+	}
+	conn, err := dialer.DialContext(ctx, "udp", net.JoinHostPort(host, fmt.Sprint(port)))
+	if err != nil {
+		return nil, err
+	}
+	udp := conn.(*net.UDPConn)
+	raw, err := udp.SyscallConn()
+	if err != nil {
+		udp.Close()
+		return nil, err
+	}
+	return udpSender{udp, raw}, nil
+}
+
+// udpSender is a socket whose Write gives up where that of a UDPConn would wait
+// for room.
+type udpSender struct {
+	*net.UDPConn
+	raw syscall.RawConn
+}
+
+func (s udpSender) Write(b []byte) (n int, err error) {
+	rawErr := s.raw.Write(func(fd uintptr) bool {
+		n, err = unix.Write(int(fd), b)
+		return true
+	})
+	return n, errors.Join(rawErr, err)
 }
 
 // bindPrivileged binds a socket to a free privileged port. Who may not, or

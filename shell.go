@@ -22,6 +22,7 @@ import (
 type monitorThread struct {
 	d       *daemon
 	current atomic.Pointer[shell]
+	lost    atomic.Int64 // of what heartbeats brought: there was no place for it
 }
 
 // shell is one run of the thread. All but the first group is owned by its
@@ -37,6 +38,7 @@ type shell struct {
 	checks chan struct{}
 
 	lines chan func() // to be logged
+	beats chan event  // of heartbeats
 
 	core      *core
 	instances map[string]*localInstance
@@ -69,7 +71,26 @@ func (m *monitorThread) thread() *thread {
 }
 
 func (m *monitorThread) report() (config, stats map[string]any) {
-	return map[string]any{}, map[string]any{}
+	return map[string]any{}, map[string]any{"lost": m.lost.Load()}
+}
+
+// beatDue brings that beats of a heartbeat are due.
+func (m *monitorThread) beatDue(heartbeat string) { m.offer(beatDue{heartbeat}) }
+
+// beatReceived brings a beat that opened.
+func (m *monitorThread) beatReceived(from string, b beat) { m.offer(beatEvent{from, b}) }
+
+// offer brings an event without waiting. Where there is no place, or no shell,
+// it is lost, as a beat may be on its way.
+func (m *monitorThread) offer(e event) {
+	if s := m.current.Load(); s != nil {
+		select {
+		case s.beats <- e:
+			return
+		default:
+		}
+	}
+	m.lost.Add(1)
 }
 
 func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error {
@@ -90,10 +111,10 @@ func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error 
 func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &shell{
-		d: m.d, ctx: ctx, core: newCore(m.d.config.Load().node),
+		d: m.d, ctx: ctx, core: newCore(birth{node: m.d.config.Load().node}),
 		calls: make(chan func()), ended: make(chan struct{}),
 		starts: make(chan struct{}, actionsAtOnce), stops: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
-		lines: make(chan func(), linesWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+		lines: make(chan func(), linesWaiting), beats: make(chan event, beatsWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
 	}
 	s.core.frozen = isFrozen(m.d.paths, "")
 	var logging sync.WaitGroup
@@ -123,6 +144,8 @@ func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct
 			return nil
 		case call := <-s.calls:
 			call()
+		case e := <-s.beats:
+			s.step(e)
 		case <-s.wake.C:
 			s.wakeAt = time.Time{}
 			s.step(tickEvent{})
@@ -183,7 +206,7 @@ func (s *shell) post(in *localInstance, e event) {
 // step takes one event to the core and has its effects done.
 func (s *shell) step(e event) {
 	keep := map[string]intent{}
-	for _, f := range s.core.step(time.Now(), e) {
+	for _, f := range s.core.step(moment{wall: time.Now()}, e) {
 		switch f := f.(type) {
 		case actEffect:
 			s.act(f)

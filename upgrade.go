@@ -180,7 +180,8 @@ func (d *daemon) peerNodeStatus(ctx context.Context, c *config, node string) (*n
 	if ring.err != nil {
 		return nil, ring.err
 	}
-	a := caller{network: d.network, cluster: ring.cluster, node: c.node, key: ring.keys[0], now: func() int64 { return time.Now().UnixMilli() }}
+	key, token := d.heartbeats.toward(node, ring)
+	a := caller{network: d.network, cluster: ring.cluster, node: c.node, key: key, token: token, now: func() int64 { return time.Now().UnixMilli() }}
 	s := new(nodeStatus)
 	err := a.ask(ctx, c, node, "node_status", nil, dataOf(s))
 	d.peers.asked(node, err)

@@ -481,9 +481,9 @@ func wantOutcome(view []letter, together bool) outcome {
 	return w
 }
 
-// claim: a higher state says more. Installed says nothing that could be too
+// statement: a higher state says more. Installed says nothing that could be too
 // much, since a partial view never says it.
-var claim = map[clusterState]int{clusterInstalled: 0, clusterUnknown: 0, clusterUpgrading: 1, clusterInconsistent: 2}
+var statement = map[clusterState]int{clusterInstalled: 0, clusterUnknown: 0, clusterUpgrading: 1, clusterInconsistent: 2}
 
 // viewTable holds the outcomes of all views of one size that the letters can
 // make, with the letters of a view in rising order: nodes do not differ but by
@@ -565,7 +565,7 @@ func (v viewTable) checkParts(t *testing.T, view []int) {
 			wrong = "says that it is complete"
 		case partial.state == clusterInstalled:
 			wrong = "says installed"
-		case claim[partial.state] > claim[full.state]:
+		case statement[partial.state] > statement[full.state]:
 			wrong = "claims more"
 		}
 		for gate, answers := range map[string][2]string{"start": {partial.start, full.start}, "start at 2": {partial.startAt, full.startAt}, "finalize 2": {partial.finish, full.finish}} {
@@ -733,6 +733,7 @@ func statusDaemon(t *testing.T, text string) *daemon {
 		paths: p, id: "daemon of n1", run: runCommand, peers: newPeerTrust(time.Now),
 		journal: openJournal(p.journal(), slog.New(slog.DiscardHandler)), log: slog.New(slog.DiscardHandler),
 	}
+	d.heartbeats = newHeartbeats(d)
 	d.config.Store(parsedConfig(t, text+"\n[release]\nfile = "+release+"\n"))
 	ring := &keyring{cluster: "default", ready: make(chan struct{}), keys: []masterKey{testKey(1)}}
 	close(ring.ready)

@@ -319,6 +319,27 @@ func dataOf(to any) frameFunc {
 	}
 }
 
+// askPeer asks a member in the daemon's name, unless it is left alone.
+func (d *daemon) askPeer(ctx context.Context, c *config, node, action string, options map[string]json.RawMessage, frame frameFunc) error {
+	if pause := d.peers.pause(node); pause > 0 {
+		return &answerError{kind: answerDenied, err: fmt.Errorf("it denied this node's questions and is left alone for another %s; once secret, cluster name and cluster.nodes agree, it is asked again then, or when it asks this node", pause.Round(time.Second))}
+	}
+	ring := d.keys.Load()
+	select {
+	case <-ring.ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if ring.err != nil {
+		return ring.err
+	}
+	key, token := d.heartbeats.toward(node, ring)
+	a := caller{network: d.network, cluster: ring.cluster, node: c.node, key: key, token: token, now: func() int64 { return time.Now().UnixMilli() }}
+	err := a.ask(ctx, c, node, action, options, frame)
+	d.peers.asked(node, err)
+	return err
+}
+
 // peerTrust leaves peers alone that deny: a question that a peer cannot open
 // counts against this node there, and waiting must not get it shut out.
 type peerTrust struct {

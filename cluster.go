@@ -4,13 +4,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
-	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -60,7 +63,17 @@ type nodeData struct {
 	Frozen  bool        `json:"frozen"`
 	Monitor nodeMonitor `json:"monitor"`
 	Stats   nodeStats   `json:"stats"`
+	State   linkState   `json:"state,omitempty"` // not said by itself
 }
+
+// linkState is how a node stands to the one that is asked.
+type linkState string
+
+const (
+	linkLinked      linkState = "linked"
+	linkUnreachable linkState = "unreachable" // a node that is linked hears it
+	linkDead        linkState = "dead"        // none does: what is known of it is old
+)
 
 type nodeMonitor struct {
 	Status monitorState `json:"status"`
@@ -74,6 +87,7 @@ type serviceData struct {
 	Frozen    string                  `json:"frozen"` // frozen, thawed, mixed
 	Nodes     []string                `json:"nodes"`
 	Config    configData              `json:"config"`
+	Differ    []string                `json:"differ,omitempty"` // the nodes with another file
 	Instances map[string]instanceData `json:"instances"`
 }
 
@@ -88,6 +102,7 @@ type instanceData struct {
 	Avail     status                  `json:"avail"`
 	Overall   status                  `json:"overall"`
 	Frozen    bool                    `json:"frozen"`
+	Stale     bool                    `json:"stale,omitempty"` // the last that is known; the node is dead
 	Monitor   monitorData             `json:"monitor"`
 	Rids      []string                `json:"rids"` // in the order of their start
 	Resources map[string]resourceData `json:"resources"`
@@ -120,6 +135,16 @@ type nodeStats struct {
 	MemAvail int     `json:"mem_avail"` // percent
 }
 
+// clusterInfo is what daemon_status says of the cluster. Voters are all its
+// nodes; those seen are linked with this one, or it.
+type clusterInfo struct {
+	Name   string   `json:"name"`
+	Nodes  []string `json:"nodes"`
+	Quorum bool     `json:"quorum"`
+	Voters int      `json:"voters"`
+	Seen   int      `json:"voters_seen"`
+}
+
 // clusterData is the data of daemon_status: a key for each thread, the
 // cluster, the daemon, and under monitor what nodes say of themselves.
 func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, error) {
@@ -128,29 +153,40 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 		Nodename: c.node, Agent: agentVersion, DaemonID: d.id, PID: os.Getpid(),
 		Created: unixSeconds(d.started), Goroutines: runtime.NumGoroutine(),
 	}
-	node := nodeData{Agent: agentVersion, Env: c.text("node.env"), Stats: readNodeStats(), Monitor: nodeMonitor{stateIdle}}
-	services := map[string]serviceData{}
+	view := clusterView{node: c.node, said: map[string]map[string]*dataItem{}, links: map[string]linkState{}}
 	var unknown error
+	if only != "" {
+		if err := d.monitor.find(ctx, only); err != nil {
+			return nil, err
+		}
+	}
 	err := d.monitor.do(ctx, func(s *shell) {
-		node.Frozen, node.Monitor = s.core.frozen, nodeMonitor{s.core.state}
 		if only != "" {
 			_, unknown = s.known(only)
 		}
-		for name := range s.files {
-			if only == "" || name == only {
-				services[name] = s.data(name)
-			}
+		view.said = s.store.said(only)
+		for _, node := range c.members() {
+			view.links[node] = s.core.linkState(node)
 		}
 	})
+	if err != nil {
+		view.links[c.node] = linkLinked
+	}
+	services := view.services()
 	switch {
 	case errors.Is(err, errStopping), err != nil && only != "":
 		return nil, err
 	case unknown != nil && len(services) == 0:
 		return nil, unknown
 	}
-	data := map[string]any{
-		"cluster": map[string]any{"name": c.text("cluster.name"), "nodes": c.members()},
+	nodes := view.nodes(c)
+	info := clusterInfo{Name: c.text("cluster.name"), Nodes: c.members(), Quorum: c.cluster().quorum, Voters: len(c.members())}
+	for _, n := range nodes {
+		if n.State == linkLinked {
+			info.Seen++
+		}
 	}
+	data := map[string]any{"cluster": info}
 	running := d.do(func() {
 		if d.configFault != nil {
 			self.ConfigError = d.configFault.Error()
@@ -161,8 +197,8 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 				data[t.id] = struct {
 					threadData
 					Nodes    map[string]nodeData    `json:"nodes"`
-					Services map[string]serviceData `json:"services"`
-				}{monitor, map[string]nodeData{c.node: node}, services}
+					Services map[string]serviceView `json:"services"`
+				}{monitor, nodes, services}
 				continue
 			}
 			data[t.id] = t.data()
@@ -175,38 +211,163 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 	return data, nil
 }
 
-// data is what this node knows of a service.
-func (s *shell) data(name string) serviceData {
-	file, m := s.files[name], s.core.services[name]
-	data := serviceData{Svcname: name, Avail: statusUndef, Overall: statusUndef, Frozen: "n/a", Instances: map[string]instanceData{}}
-	data.Config = configData{Checksum: file.sum}
-	if file.fault != nil {
-		data.Config.Error = file.fault.Error()
-	}
-	if file.spec != nil {
-		data.Nodes, data.Config.Updated = file.spec.nodes, unixSeconds(file.updated)
-	}
-	if m == nil {
-		return data
-	}
-	i := instanceData{Frozen: m.frozen, Monitor: m.data(), Resources: map[string]resourceData{}}
-	i.Avail, i.Overall = m.status()
-	for _, r := range m.spec.resources {
-		seen := m.resources[r.rid]
-		d := resourceData{Status: seen.status, Type: r.label(), Log: seen.note, Optional: r.optional, Disable: r.disable, Monitor: r.monitor}
-		if r.disable {
-			d.Status, d.Log = statusNA, "disabled"
+// ---- What the nodes' data says -----------------------------------------------
+
+// serviceEntry is what a node says of a service: what its file is, and its
+// instance, if it has one.
+type serviceEntry struct {
+	Nodes    []string        `json:"nodes"`
+	Config   configData      `json:"config"`
+	Instance json.RawMessage `json:"instance,omitempty"` // instanceData
+
+	brief   instanceBrief
+	overall status
+}
+
+// newDataItem reads a value. One that cannot be read is of a later version.
+func newDataItem(e dataEntry, seq uint64) *dataItem {
+	item := &dataItem{seq: seq, value: e.value}
+	service, found := strings.CutPrefix(e.key, keyServices)
+	switch {
+	case e.value == nil:
+	case e.key == keyNode:
+		var node nodeData
+		if json.Unmarshal(e.value, &node) == nil {
+			item.node = &node
 		}
-		if used := m.Restarts[r.rid]; used.Count > 0 {
-			d.Restarts = fmt.Sprintf("%d of %d", used.Count, r.restart)
+	case found && checkServiceName(service) == nil:
+		var entry serviceEntry
+		var i instanceData
+		err := json.Unmarshal(e.value, &entry)
+		if err == nil && entry.Instance != nil {
+			err = json.Unmarshal(entry.Instance, &i)
+			entry.brief, entry.overall = instanceBrief{avail: i.Avail, state: i.Monitor.Status, frozen: i.Frozen}, i.Overall
 		}
-		i.Rids = append(i.Rids, r.rid)
-		i.Resources[r.rid] = d
+		if err == nil {
+			item.service = &entry
+		}
 	}
-	data.Instances[s.core.node] = i
-	data.Avail, data.Overall = serviceStatus([]status{i.Avail}), serviceStatus([]status{i.Overall})
-	data.Frozen = serviceFrozen([]bool{i.Frozen})
+	return item
+}
+
+// brief is what the core knows of a node's data.
+func (s *dataStore) brief(node string) peerData {
+	data := peerData{instances: map[string]instanceBrief{}}
+	if h := s.held[node]; h != nil {
+		for key, item := range h.items {
+			switch {
+			case item.node != nil:
+				data.frozen = item.node.Frozen
+			case item.service != nil && item.service.Instance != nil:
+				data.instances[key[len(keyServices):]] = item.service.brief
+			}
+		}
+	}
 	return data
+}
+
+// said is what the members said, for another goroutine to read: all of it, or
+// of one service alone.
+func (s *dataStore) said(service string) map[string]map[string]*dataItem {
+	all := map[string]map[string]*dataItem{}
+	for node, h := range s.held {
+		if service == "" {
+			all[node] = maps.Clone(h.items)
+			continue
+		}
+		all[node] = map[string]*dataItem{}
+		for _, key := range []string{keyNode, keyServices + service} {
+			if item := h.items[key]; item != nil {
+				all[node][key] = item
+			}
+		}
+	}
+	return all
+}
+
+// clusterView puts together what the nodes said.
+type clusterView struct {
+	node  string                          // this one
+	said  map[string]map[string]*dataItem // by node and key
+	links map[string]linkState            // of all members
+}
+
+// nodes are all members, also those that were never heard.
+func (v clusterView) nodes(c *config) map[string]nodeData {
+	nodes := map[string]nodeData{}
+	for node, state := range v.links {
+		data := nodeData{}
+		if item := v.said[node][keyNode]; item != nil && item.node != nil {
+			data = *item.node
+		}
+		if node == v.node {
+			data.Agent, data.Env, data.Stats = agentVersion, c.text("node.env"), readNodeStats()
+		}
+		data.State = state
+		nodes[node] = data
+	}
+	return nodes
+}
+
+// serviceView is serviceData with its instances as their nodes wrote them.
+type serviceView struct {
+	serviceData
+	Instances map[string]json.RawMessage `json:"instances"`
+
+	avail, overall []status // of the instances that count
+	frozen         []bool
+}
+
+// services adds up what the nodes say: this one first, then those that are
+// linked, so that what is shown of a file is what is most surely in force.
+func (v clusterView) services() map[string]serviceView {
+	all := map[string]serviceView{}
+	order := slices.SortedFunc(maps.Keys(v.said), func(a, b string) int {
+		rank := func(node string) int {
+			if node == v.node {
+				return 0
+			}
+			return 1 + slices.Index([]linkState{linkLinked, linkUnreachable, linkDead}, v.links[node])
+		}
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), strings.Compare(a, b))
+	})
+	for _, node := range order {
+		for key, item := range v.said[node] {
+			if item.service != nil {
+				name := key[len(keyServices):]
+				s := all[name]
+				s.add(name, node, v.links[node], item.service)
+				all[name] = s
+			}
+		}
+	}
+	for name, s := range all {
+		s.Avail, s.Overall, s.Frozen = statusUndef, statusUndef, serviceFrozen(s.frozen)
+		if len(s.avail) > 0 {
+			s.Avail, s.Overall = serviceStatus(s.avail), serviceStatus(s.overall)
+		}
+		all[name] = s
+	}
+	return all
+}
+
+// add takes in what one node says. What a dead one said is shown, and does not
+// count.
+func (s *serviceView) add(name, node string, link linkState, e *serviceEntry) {
+	if s.Instances == nil {
+		s.Svcname, s.Nodes, s.Config, s.Instances = name, e.Nodes, e.Config, map[string]json.RawMessage{}
+	}
+	if link != linkDead && e.Config.Checksum != s.Config.Checksum {
+		s.Differ = append(s.Differ, node)
+	}
+	switch {
+	case e.Instance == nil:
+	case link == linkDead:
+		s.Instances[node] = append([]byte(`{"stale":true,`), e.Instance[1:]...)
+	default:
+		s.Instances[node] = e.Instance
+		s.avail, s.overall, s.frozen = append(s.avail, e.brief.avail), append(s.overall, e.overall), append(s.frozen, e.brief.frozen)
+	}
 }
 
 // data are the attributes of the service monitor.

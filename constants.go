@@ -266,3 +266,50 @@ const (
 	// is twice the one before, up to a second.
 	checkPause = 20 * time.Millisecond
 )
+
+// The cluster's data.
+const (
+	// changesSmall is how much of a node's data goes into a beat, in bytes; more
+	// is fetched.
+	changesSmall = 1200
+	// dataSize bounds a node's data, in bytes; each entry counts dataOverhead
+	// beside its own. dataKeySize bounds a key.
+	dataSize     = 4 << 20
+	dataOverhead = 128
+	dataKeySize  = 300
+	// tombstonesKept bounds the keys that are remembered to be gone.
+	tombstonesKept = 256
+	// marksSpare is how many superseded marks are kept at least, so that they are
+	// not looked for at each change.
+	marksSpare = 64
+	// fetchTimeout bounds a fetch. fetchPause is the wait after one that failed,
+	// doubled each time up to fetchLongPause.
+	fetchTimeout   = 5 * time.Second
+	fetchPause     = 500 * time.Millisecond
+	fetchLongPause = 30 * time.Second
+	// dataPause is the least time between two announcements of changed data: a
+	// node on which much changes sends a bounded number of beats.
+	dataPause = 10 * time.Millisecond
+	// statsPause is how often a node says at most what its load is.
+	statsPause = 30 * time.Second
+)
+
+// The guard.
+const (
+	// guardIntervalLeast and guardIntervalMost bound the time between two signs
+	// of life of the guard.
+	guardIntervalLeast = 20 * time.Millisecond
+	guardIntervalMost  = time.Second
+	// guardHangs is after how long without one it is killed, to start another.
+	guardHangs = 5 * time.Second
+	// guardStarts is how long it may take until the first.
+	guardStarts = 5 * time.Second
+	// guardIdle is how long it stays when nothing is held and no daemon runs.
+	guardIdle = 10 * time.Second
+	// guardAgain is the longest wait before another try of a stop that failed.
+	guardAgain = 10 * time.Second
+	// guardListSize bounds what is read of the list, in bytes.
+	guardListSize = 4 << 20
+	// tornReads is how often a record is read that seems to be just written.
+	tornReads = 100
+)

@@ -49,6 +49,12 @@ type daemon struct {
 	logs       *serviceLog
 	streams    atomic.Int64 // that are served
 	monitor    *monitorThread
+
+	// openGuard takes over what an earlier daemon left to the guard, and tells
+	// report whether one lives.
+	openGuard func(report func(alive bool)) (guardian, map[string]leaseClock)
+	// leaseClock reads the clocks by which leases are measured.
+	leaseClock func() leaseClock
 	// background has a place for each service_action that nobody waits for.
 	background chan struct{}
 
@@ -163,6 +169,8 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 	})
 	d.logs = newServiceLog(p, func() string { return d.config.Load().node }, d.watcher, log)
 	d.monitor = &monitorThread{d: d}
+	d.leaseClock = readLeaseClock
+	d.openGuard = func(report func(bool)) (guardian, map[string]leaseClock) { return openGuard(p, log, report) }
 	d.heartbeats = newHeartbeats(d)
 	d.background = make(chan struct{}, actionsAtOnce)
 	d.threads = []*thread{newListener(d).thread(), d.monitor.thread()}

@@ -249,7 +249,7 @@ func serveLive(tb testing.TB, p paths, port int, before func(*liveDaemon)) *live
 		d.listener.mu.Lock()
 		bound := d.listener.bound.IsValid()
 		d.listener.mu.Unlock()
-		return bound && askLocal(context.Background(), p, "ping", nil, nil, discard) == nil
+		return bound && inner.monitor.current.Load() != nil && askLocal(context.Background(), p, "ping", nil, nil, discard) == nil
 	})
 	return d
 }

@@ -39,13 +39,15 @@ type instance struct {
 	checks  chan struct{}                           // and for each check
 	acting  chan struct{}                           // one place
 
-	mu       sync.Mutex
+	opening sync.Mutex // held while a disk is waited for
+	outputs map[string]*output
+
+	mu       sync.Mutex // taken by the core's goroutine: not held while anything is waited for
 	service  *service
 	round    int // of actions: a check that was overtaken by one says nothing
 	programs map[string]*program
 	ends     map[string]string // how a program that was there ended
-	outputs  map[string]*output
-	up       map[string]bool // resources that were seen up, or may be
+	up       map[string]bool   // resources that were seen up, or may be
 	done     journalEntry
 }
 
@@ -429,16 +431,20 @@ func (in *instance) watchAll(ctx context.Context) {
 	}
 }
 
+func readEntry(path string) (e journalEntry, err error) {
+	data, _, err := readRegular(path, 1<<20)
+	if err == nil {
+		err = json.Unmarshal(data, &e)
+	}
+	return e, err
+}
+
 // settle ends what an earlier daemon left in the middle: its command is
 // killed, and what it began to start, or to stop, is stopped.
 func (in *instance) settle(ctx context.Context) error {
-	data, _, err := readRegular(in.journalPath(), 1<<20)
+	e, err := readEntry(in.journalPath())
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
-	}
-	var e journalEntry
-	if err == nil {
-		err = json.Unmarshal(data, &e)
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("cannot tell what an earlier daemon was doing: %w", err), in.forget())
@@ -500,53 +506,3 @@ var bootID = sync.OnceValue(func() string {
 	id, _ := os.ReadFile("/proc/sys/kernel/random/boot_id") // without it, all is of one boot
 	return string(bytes.TrimSpace(id))
 })
-
-// keptIntent is what the monitor wants of an instance, kept in OSVCRUN as long
-// as the machine runs.
-type keptIntent struct {
-	Boot string `json:"boot"`
-	intent
-}
-
-func (in *instance) intentPath() string {
-	return filepath.Join(in.paths.instanceRun(in.name()), "intent")
-}
-
-func (in *instance) keepIntent(i intent) error {
-	data, err := json.Marshal(keptIntent{bootID(), i})
-	if err == nil {
-		err = replaceFile(in.intentPath(), data)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot keep what is wanted: %w", err)
-	}
-	return nil
-}
-
-// readIntent returns what an earlier daemon kept in this boot.
-func (in *instance) readIntent() (intent, error) {
-	data, _, err := readRegular(in.intentPath(), 1<<20)
-	if errors.Is(err, os.ErrNotExist) {
-		return intent{}, nil
-	}
-	var kept keptIntent
-	if err == nil {
-		err = json.Unmarshal(data, &kept)
-	}
-	if err != nil {
-		return intent{}, fmt.Errorf("what an earlier daemon wanted cannot be read: %w", err)
-	}
-	if kept.Boot != bootID() {
-		return intent{}, nil
-	}
-	for rid, n := range kept.Restarts {
-		if now := time.Now(); n.Last.After(now) { // the clock was set back
-			n.Last = now
-			kept.Restarts[rid] = n
-		}
-	}
-	for _, r := range in.service.resources {
-		in.up[r.rid] = kept.LocalExpect == expectStarted
-	}
-	return kept.intent, nil
-}

@@ -682,8 +682,8 @@ func TestFrozenIfInDoubt(t *testing.T) {
 // Times that were kept are of a clock that may have been set back since.
 func TestKeptTimesAreNotAhead(t *testing.T) {
 	a := newActor(t, "[app#1]\nexec = /bin/true\n")
-	must(t, a.keepIntent(intent{Restarts: map[string]restarts{"app#1": {Count: 1, Last: time.Now().Add(24 * time.Hour)}}}))
-	found, err := a.readIntent()
+	must(t, keepIntent(a.paths, "svc1", intent{Restarts: map[string]restarts{"app#1": {Count: 1, Last: time.Now().Add(24 * time.Hour)}}}))
+	found, err := readIntent(a.paths, "svc1")
 	must(t, err)
 	if n := found.Restarts["app#1"]; n.Count != 1 || time.Until(n.Last) > 0 {
 		t.Errorf("the next restart waits for a day: %+v", n)

@@ -326,15 +326,15 @@ func (c *core) alive(p *peer) bool {
 }
 
 // linkState is how a peer is shown.
-func (c *core) linkState(node string) string {
+func (c *core) linkState(node string) linkState {
 	p := c.peers[node]
 	switch {
 	case node == c.node || p != nil && p.linked:
-		return "linked"
+		return linkLinked
 	case p != nil && c.alive(p):
-		return "unreachable"
+		return linkUnreachable
 	}
-	return "dead"
+	return linkDead
 }
 
 // complete tells whether all members were seen at once since the start.

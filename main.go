@@ -64,6 +64,7 @@ var commands = []command{
 	{"agentd call", "[--node N] ACTION [key=value…]", "send one request; print the reply as JSON", bindCall},
 	{"agentd seal", "[--to N]", "read a request as JSON, write it sealed", bindSeal},
 	{"agentd open", "", "read sealed messages, write their JSON", bindOpen},
+	{"agentd guard", "", "stop what runs here when no daemon extends its right to; started by the daemon", bindGuard},
 	{"nodemgr daemon start", "", "start the daemon, or one thread of it", bindStart},
 	{"nodemgr daemon stop", "", "stop the daemon, or one thread; services go on", bindStop},
 	{"nodemgr daemon restart", "", "stop and start the daemon", bindRestart},

@@ -43,8 +43,8 @@ func (in *instance) outputPath(rid string) string {
 // an earlier daemon left off.
 func (in *instance) output(rid string) (*output, error) {
 	path := in.outputPath(rid)
-	in.mu.Lock()
-	defer in.mu.Unlock()
+	in.opening.Lock()
+	defer in.opening.Unlock()
 	if o := in.outputs[rid]; o != nil {
 		return o, nil
 	}
@@ -62,9 +62,11 @@ func (in *instance) output(rid string) (*output, error) {
 	}
 	in.outputs[rid] = o
 	in.jobs.Go(func() {
-		defer o.close()
 		defer stop()
 		o.follow(in.ctx, changed)
+		in.acting <- struct{}{} // an action may be starting what prints to it
+		o.close()
+		<-in.acting
 	})
 	return o, nil
 }

@@ -84,6 +84,7 @@ var actions = map[string]action{
 	"cluster_status": {map[string]optionType{
 		"timeout": optionDuration, "exclude": optionList, "gate": optionText, "version": optionText,
 	}, handleClusterStatus},
+	"node_data":           {map[string]optionType{"node": optionText, "epoch": optionNumber, "since": optionNumber}, handleNodeData},
 	"ping":                {nil, handlePing},
 	"get_service_config":  {onService(nil), handleServiceConfig},
 	"clear":               {onService(nil), handleClear},

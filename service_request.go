@@ -26,6 +26,9 @@ func (d *daemon) withService(ctx context.Context, o options, f func(s *shell, m 
 	if name == "" {
 		return errors.New(`name the service, as in "options": {"svcname": "svc1"}`)
 	}
+	if err := d.monitor.find(ctx, name); err != nil {
+		return err
+	}
 	var err error
 	if failure := d.monitor.do(ctx, func(s *shell) {
 		var m *monitored

@@ -1,7 +1,7 @@
 // shell.go: the monitor thread. One goroutine owns the core, feeds it what
-// happens, and has its effects done by others, for which it never waits. It
-// keeps an instance for each service of this node, and takes up service files
-// as they change.
+// happens, and has its effects done by others, for which it never waits: it
+// does not touch the disk. It keeps an instance for each service of this node,
+// and takes up what folder.go reads.
 
 package main
 
@@ -22,6 +22,7 @@ import (
 type monitorThread struct {
 	d       *daemon
 	current atomic.Pointer[shell]
+	anew    *anewEffect  // why the next core begins, if it is not as any
 	lost    atomic.Int64 // of what heartbeats brought: there was no place for it
 }
 
@@ -37,15 +38,34 @@ type shell struct {
 	stops  chan struct{}
 	checks chan struct{}
 
-	lines chan func() // to be logged
-	beats chan event  // of heartbeats
+	lines   chan func() // to be logged
+	beats   chan event  // of heartbeats
+	folder  *folder
+	intents *intents
 
 	core      *core
 	instances map[string]*localInstance
 	files     map[string]*serviceFile
 	wake      *time.Timer
 	wakeAt    time.Time
-	refused   error // by the step just taken
+	refused   error       // by the step just taken
+	accepted  *beat       // in the step just taken
+	anew      *anewEffect // why this shell is to end
+	ran       leaseClock  // when it waited last
+	guard     guardian
+	attended  bool            // the guard is looked after
+	texts     map[string]bool // services whose text the guard has
+
+	// What the nodes say (publish.go).
+	store      *dataStore
+	changed    map[string]bool        // services to be published; "": the node
+	marks      map[string]serviceMark // as they were published
+	stats      nodeStats              // as they were published
+	statsRead  time.Time
+	unsaid     bool // something does not fit into the store, and that was logged
+	due        *time.Timer
+	announcing bool // due runs
+	announced  time.Time
 }
 
 // localInstance is an instance and what the shell does with it.
@@ -59,7 +79,6 @@ type localInstance struct {
 
 // serviceFile is a service's file as it was last read.
 type serviceFile struct {
-	stamp   string
 	spec    *service // the last good one; nil if there was none
 	fault   error    // of the present text
 	sum     string   // SHA-256 of the text in use, in hex
@@ -94,81 +113,110 @@ func (m *monitorThread) offer(e event) {
 }
 
 func (m *monitorThread) run(ctx context.Context, changed <-chan struct{}) error {
-	folder, unwatch, err := m.d.watcher.add(m.d.paths.etc)
+	files, unwatch, err := m.d.watcher.add(m.d.paths.etc)
 	if err != nil {
 		return err
 	}
 	defer unwatch()
 	for ctx.Err() == nil {
-		if err := m.serve(ctx, changed, folder); err != nil {
+		if err := m.serve(ctx, changed, files); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// serve runs until ctx ends, or this node has another name.
-func (m *monitorThread) serve(ctx context.Context, changed, folder <-chan struct{}) error {
+// serve runs until ctx ends, or this node has another name. files tells that
+// something changed in the folder of service files.
+func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &shell{
-		d: m.d, ctx: ctx, core: newCore(birth{node: m.d.config.Load().node}),
+		d: m.d, ctx: ctx,
 		calls: make(chan func()), ended: make(chan struct{}),
 		starts: make(chan struct{}, actionsAtOnce), stops: make(chan struct{}, actionsAtOnce), checks: make(chan struct{}, checksAtOnce),
-		lines: make(chan func(), linesWaiting), beats: make(chan event, beatsWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, wake: time.NewTimer(time.Hour),
+		lines: make(chan func(), linesWaiting), beats: make(chan event, beatsWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, texts: map[string]bool{}, wake: time.NewTimer(time.Hour),
+		changed: map[string]bool{"": true}, marks: map[string]serviceMark{}, due: time.NewTimer(time.Hour),
 	}
-	s.core.frozen = isFrozen(m.d.paths, "")
-	var logging sync.WaitGroup
-	logging.Go(func() {
+	var held map[string]leaseClock
+	s.guard, held = m.d.openGuard(func(alive bool) { s.post(nil, guardEvent{alive}) })
+	defer s.guard.close()
+	born := m.birth(held)
+	s.core = newCore(born)
+	s.store = newDataStore(s.core.node, born.epoch)
+	s.store.linked = func(node string) bool { return s.core.linkState(node) == linkLinked }
+	s.store.members(m.d.config.Load().members())
+	s.folder, s.intents = newFolder(s), newIntents(m.d.paths, m.d.log)
+	var writing sync.WaitGroup
+	writing.Go(func() {
 		for line := range s.lines {
 			line()
 		}
 	})
-	defer logging.Wait()
+	writing.Go(s.intents.run)
+	defer writing.Wait()
 	defer close(s.lines)
+	defer close(s.intents.wake)
 	defer s.jobs.Wait()
 	defer cancel()
 	defer close(s.ended)
-	if err := s.scan(); err != nil {
-		return err
-	}
+	s.jobs.Go(func() { s.folder.run(files) })
 	m.current.Store(s)
 	defer m.current.Store(nil)
 	calm := time.After(calmDelay)
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(s.pause())
 	defer tick.Stop()
-	rescan := time.NewTicker(rescanPause)
-	defer rescan.Stop()
-	for {
+	if len(held) > 0 || m.d.config.Load().text("node.watchdog") != "" {
+		s.attend()
+	}
+	for s.anew == nil {
+		s.ran = s.d.leaseClock()
+		var todo func()
 		select {
 		case <-ctx.Done():
 			return nil
-		case call := <-s.calls:
-			call()
+		case todo = <-s.calls:
 		case e := <-s.beats:
-			s.step(e)
+			todo = func() { s.step(e) }
 		case <-s.wake.C:
-			s.wakeAt = time.Time{}
-			s.step(tickEvent{})
+			todo = func() { s.wakeAt = time.Time{}; s.step(tickEvent{}) }
+		case <-s.due.C:
+			todo = func() { s.announcing = false; s.announce() }
 		case <-tick.C:
-			s.step(tickEvent{})
+			todo = func() { s.step(tickEvent{}) }
 		case <-calm:
-			s.jobs.Go(debug.FreeOSMemory) // what starting took stays in the idle daemon's account otherwise
-		case <-folder:
-			s.report(s.scan())
-		case <-rescan.C:
-			s.report(s.scan())
+			todo = func() { s.jobs.Go(debug.FreeOSMemory) } // what starting took stays in the idle daemon's account otherwise
 		case <-changed:
-			if m.d.config.Load().node != s.core.node {
+			c := m.d.config.Load()
+			if c.node != s.core.node {
 				return nil
 			}
-			s.again()
+			todo = func() { s.configured(c); tick.Reset(s.pause()) }
+		}
+		late := s.overslept()
+		todo()
+		if late {
+			s.d.log.Warn("this daemon did not run for so long that it begins anew", "since", s.d.leaseClock().raw-s.ran.raw)
+			return nil
 		}
 	}
+	m.anew = s.anew
+	return nil
 }
 
-func (s *shell) report(err error) {
-	if err != nil {
-		s.d.log.Error("the services' files are not read", "err", err)
+// configured takes up a changed node.conf.
+func (s *shell) configured(c *config) {
+	s.step(clusterEvent{c.cluster()})
+	s.store.members(c.members())
+	s.changed[""] = true
+	s.publish()
+	if s.attended {
+		if err := s.tellGuard(s.core.guarded); err != nil {
+			s.d.log.Error("the guard does not know of the new configuration", "err", err)
+		}
+	}
+	select {
+	case s.folder.anew <- struct{}{}:
+	default: // it has its token
 	}
 }
 
@@ -176,7 +224,7 @@ func (s *shell) report(err error) {
 func (m *monitorThread) do(ctx context.Context, f func(*shell)) error {
 	s := m.current.Load()
 	if s == nil {
-		return errors.New("the monitor is stopped; start it: nodemgr daemon start --thread-id monitor")
+		return errMonitorStopped
 	}
 	done := make(chan struct{})
 	select {
@@ -205,8 +253,16 @@ func (s *shell) post(in *localInstance, e event) {
 
 // step takes one event to the core and has its effects done.
 func (s *shell) step(e event) {
-	keep := map[string]intent{}
-	for _, f := range s.core.step(moment{wall: time.Now()}, e) {
+	effects := s.core.step(moment{time.Now(), s.d.leaseClock()}, e)
+	for _, f := range effects {
+		if f, ok := f.(saveEffect); ok && s.instances[f.service] != nil {
+			s.intents.keep(f.service, f.intent) // first: what it announces waits for it
+		}
+	}
+	for _, f := range effects {
+		if s.memberEffect(e, f) {
+			continue
+		}
 		switch f := f.(type) {
 		case actEffect:
 			s.act(f)
@@ -216,8 +272,6 @@ func (s *shell) step(e event) {
 			s.jobs.Go(func() { s.post(nil, flagEvent{f.service, f.frozen, setFrozen(s.d.paths, f.service, f.frozen)}) })
 		case transitionEffect:
 			s.logTransition(f)
-		case saveEffect:
-			keep[f.service] = f.intent
 		case wakeEffect:
 			if s.wakeAt.IsZero() || f.at.Before(s.wakeAt) {
 				s.wakeAt = f.at
@@ -227,12 +281,11 @@ func (s *shell) step(e event) {
 			s.refused = f.err
 		}
 	}
-	for name, i := range keep {
-		if in := s.instances[name]; in != nil {
-			if err := in.keepIntent(i); err != nil {
-				s.d.log.Error("a restart of the daemon will not know what is wanted of a service", "service", name, "err", err)
-			}
-		}
+	s.touched(e, effects)
+	s.publish()
+	if b := s.accepted; b != nil { // not before: it is a step of its own
+		s.accepted = nil
+		s.takeData(e.(beatEvent).from, *b)
 	}
 }
 
@@ -240,8 +293,10 @@ func (s *shell) act(f actEffect) {
 	in := s.instances[f.service]
 	ctx, cancel := context.WithCancelCause(in.ctx)
 	in.endOrder = cancel
+	kept := s.intents.kept(f.service)
 	s.jobs.Go(func() {
 		defer cancel(nil)
+		<-kept
 		part := verbStart
 		err := in.perform(ctx, f.order)
 		if stop := (stopError{}); f.order.Verb == verbStop || errors.As(err, &stop) {
@@ -287,70 +342,43 @@ func (s *shell) order(e event) error {
 	return s.refused
 }
 
-// again takes up all service files: what the members' names mean may have
-// changed.
-func (s *shell) again() {
-	for _, file := range s.files {
-		file.stamp = ""
-	}
-	s.report(s.scan())
-}
-
-// scan takes up the service files that are new, changed or gone.
-func (s *shell) scan() error {
-	names, err := listServices(s.d.paths)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		s.read(name)
-	}
-	for name := range s.files {
-		if !slices.Contains(names, name) {
-			delete(s.files, name)
-			s.drop(name, "its file is gone")
-		}
-	}
-	return nil
-}
-
-// read takes up one file if it changed. A text with faults changes nothing.
-func (s *shell) read(name string) {
-	path := s.d.paths.servicePath(name)
-	stamp := fileStamp(path)
+// takeUp takes up a file that changed; a text with faults changes nothing. It
+// tells whether the file is to be looked at again.
+func (s *shell) takeUp(found foundFile) (again bool) {
+	name, spec, err := found.name, found.spec, found.fault
+	s.changed[name] = true
+	defer s.publish()
 	file := s.files[name]
-	if file != nil && file.stamp == stamp {
-		return
-	}
 	if file == nil {
 		file = &serviceFile{}
 		s.files[name] = file
 	}
-	file.stamp = stamp
-	c := s.d.config.Load()
-	text, info, err := readRegular(path, iniSizeLimit)
-	var spec *service
-	if err == nil {
-		spec, err = parseService(name, string(text), c.node, c.members())
-	}
 	if m := s.core.services[name]; err == nil && m != nil {
-		if err = m.leavesBehind(spec); err != nil {
-			file.stamp = "" // looked at again: it may be stopped by then
-		}
+		err = m.leavesBehind(spec)
+		again = err != nil // it may be stopped by then
 	}
 	if was := file.fault; err != nil {
 		if file.fault = err; was == nil || was.Error() != err.Error() {
-			s.d.log.Error("a service's file is not used", "service", name, "err", err)
+			s.say(func() { s.d.log.Error("a service's file is not used", "service", name, "err", err) })
 		}
-		return
+		return again
 	}
 	file.fault = nil
-	file.spec, file.sum, file.updated = spec, checksum(text), info.ModTime()
-	if !slices.Contains(spec.nodes, c.node) {
+	file.spec, file.sum, file.updated = spec, found.sum, found.updated
+	if !slices.Contains(spec.nodes, s.core.node) {
 		s.drop(name, "this node is not among its nodes")
-		return
+		return false
 	}
-	s.adopt(spec)
+	s.adopt(found)
+	return false
+}
+
+// gone forgets a service whose file is.
+func (s *shell) gone(name string) {
+	delete(s.files, name)
+	s.drop(name, "its file is gone")
+	s.changed[name] = true
+	s.publish()
 }
 
 // leavesBehind refuses a version without a resource that is up: it would run on
@@ -368,17 +396,19 @@ func (m *monitored) leavesBehind(spec *service) error {
 	return nil
 }
 
-// adopt makes spec the one that is in force on this node.
-func (s *shell) adopt(spec *service) {
+// adopt makes what was found the version that is in force on this node.
+func (s *shell) adopt(found foundFile) {
+	spec := found.spec
 	in := s.instances[spec.name]
-	var found intent
 	fresh := in == nil
 	if fresh {
 		in = s.newInstance(spec)
 		s.instances[spec.name] = in
-		var err error
-		if found, err = in.readIntent(); err != nil {
-			s.d.log.Warn("a service begins anew", "service", spec.name, "err", err)
+		for _, r := range spec.resources {
+			in.up[r.rid] = found.intent.LocalExpect == expectStarted
+		}
+		if found.lost != nil {
+			s.say(func() { s.d.log.Warn("a service begins anew", "service", spec.name, "err", found.lost) })
 		}
 	} else {
 		in.mu.Lock()
@@ -386,7 +416,10 @@ func (s *shell) adopt(spec *service) {
 		in.mu.Unlock()
 		in.recheck()
 	}
-	s.step(serviceEvent{spec.name, spec, isFrozen(s.d.paths, spec.name), found})
+	if delete(s.texts, spec.name); len(spec.nodes) > 1 {
+		s.attend()
+	}
+	s.step(serviceEvent{spec.name, spec, found.frozen, found.intent})
 	ctx, recheck := context.WithCancel(in.ctx)
 	in.recheck = recheck
 	s.jobs.Go(func() {
@@ -446,12 +479,8 @@ func (s *shell) drop(name, why string) {
 	s.step(serviceEvent{name: name})
 }
 
-// known finds a service, looking at the folder again should it be unknown: it
-// may have been created just now.
+// known finds a service, or says why there is none.
 func (s *shell) known(name string) (*monitored, error) {
-	if s.core.services[name] == nil {
-		s.report(s.scan())
-	}
 	m, file := s.core.services[name], s.files[name]
 	switch {
 	case m != nil:
@@ -471,6 +500,9 @@ func (s *shell) known(name string) (*monitored, error) {
 // end stops all instances for the daemon's shutdown and waits; the error names
 // those that do not stop.
 func (m *monitorThread) end(ctx context.Context) (err error) {
+	if err := m.scan(ctx); err != nil { // so that none is overlooked
+		return err
+	}
 	if err := m.do(ctx, func(s *shell) { s.step(endEvent{true}) }); err != nil {
 		return err
 	}

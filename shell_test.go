@@ -82,8 +82,13 @@ func TestNodeConfChangesServicesStay(t *testing.T) {
 
 	must(t, d.monitor.do(context.Background(), func(s *shell) { // both at once
 		must(t, os.Remove(p.servicePath("svc2")))
-		s.again()
+		select {
+		case s.folder.anew <- struct{}{}:
+		default:
+		}
 	}))
+	waitFor(t, patience, "that all are read again", func() bool { return len(d.monitor.current.Load().folder.anew) == 0 })
+	must(t, d.monitor.scan(context.Background()))
 	must(t, d.monitor.do(context.Background(), func(s *shell) {
 		if s.core.services["svc2"] != nil || s.instances["svc2"] != nil {
 			t.Error("svc2 is gone, and still looked after")
@@ -106,10 +111,9 @@ func TestServiceComesBack(t *testing.T) {
 	do := func(f func(s *shell)) { t.Helper(); must(t, d.monitor.do(context.Background(), f)) }
 	do(func(s *shell) { must(t, s.order(serviceOrder{service: "svc1", localExpect: expectStarted})) }) // waits for the lock
 	do(func(s *shell) {
-		must(t, os.Remove(p.servicePath("svc1")))
-		must(t, s.scan())
-		writeService(t, p, "svc1", text)
-		must(t, s.scan())
+		again := foundFile{name: "svc1", spec: s.files["svc1"].spec}
+		s.gone("svc1")
+		s.takeUp(again)
 		s.core.services["svc1"].acting = &order{Verb: verbStart}
 	})
 	for range 20 {
@@ -121,6 +125,37 @@ func TestServiceComesBack(t *testing.T) {
 		}
 	}
 	do(func(s *shell) { s.core.services["svc1"].acting = nil })
+}
+
+// A disk that hangs keeps what is to be written or read there, and neither the
+// core nor what it knows of other services.
+func TestDiskHangs(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1"})
+	killServices(t, p)
+	writeService(t, p, "svc1", strings.Replace(sleeper, "ha", "no", 1))
+	writeService(t, p, "svc2", sleeper+"restart = 1\nrestart_delay = 0\n")
+	d := serveLive(t, p, port, nil)
+	up(t, p, "svc2")
+	waitFor(t, patience, "svc1 is looked at", func() bool { return serviceOf(t, p, "svc1").Avail == statusDown })
+	hang := p.intent("svc1") + ".new"
+	must(t, os.MkdirAll(filepath.Dir(hang), 0o700))
+	must(t, unix.Mkfifo(hang, 0o600)) // who writes to it waits for a reader
+	if r := d.local("set_service_monitor", "svcname=svc1", "local_expect=started"); r.Status != 0 {
+		t.Fatal(r.Error)
+	}
+	must(t, os.WriteFile(p.servicePath("svc1"), []byte(sleeper), 0o600)) // who reads it waits for the write
+	for _, pid := range processesWith("OSVCRUN=" + p.run) {
+		unix.Kill(pid, unix.SIGKILL)
+	}
+	waitFor(t, patience, "what is said of svc2", func() bool { return serviceOf(t, p, "svc2").Avail != statusUp })
+	if s := serviceOf(t, p, "svc1"); s.Instances["node1"].Monitor.Status != stateStarting || len(processesWith("OSVCRUN="+p.run)) > 0 {
+		t.Errorf("it began before what is wanted was on the disk: %+v", s)
+	}
+	reader, err := os.OpenFile(hang, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	must(t, err)
+	defer reader.Close()
+	up(t, p, "svc1")
+	up(t, p, "svc2")
 }
 
 // What inotify does not tell, as of the target of a link, or of a folder that
@@ -177,6 +212,7 @@ func TestShutdownWhileFreezing(t *testing.T) {
 	writeService(t, p, "svc1", sleeper)
 	d := serveLive(t, p, port, nil)
 	up(t, p, "svc1")
+	waitFor(t, patience, "the start is over", func() bool { return serviceOf(t, p, "svc1").Instances["node1"].Monitor.Status == stateIdle })
 	do := func(f func(s *shell)) { t.Helper(); must(t, d.monitor.do(context.Background(), f)) }
 	do(func(s *shell) { s.core.services["svc1"].state = stateFreezing })
 	ended := make(chan error, 1)

@@ -168,24 +168,8 @@ func (d *daemon) askNodeStatus(ctx context.Context, c *config, node string) *nod
 }
 
 func (d *daemon) peerNodeStatus(ctx context.Context, c *config, node string) (*nodeStatus, error) {
-	if pause := d.peers.pause(node); pause > 0 {
-		return nil, &answerError{kind: answerDenied, err: fmt.Errorf("it denied this node's questions and is left alone for another %s; once secret, cluster name and cluster.nodes agree, it is asked again then, or when it asks this node", pause.Round(time.Second))}
-	}
-	ring := d.keys.Load()
-	select {
-	case <-ring.ready:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	if ring.err != nil {
-		return nil, ring.err
-	}
-	key, token := d.heartbeats.toward(node, ring)
-	a := caller{network: d.network, cluster: ring.cluster, node: c.node, key: key, token: token, now: func() int64 { return time.Now().UnixMilli() }}
 	s := new(nodeStatus)
-	err := a.ask(ctx, c, node, "node_status", nil, dataOf(s))
-	d.peers.asked(node, err)
-	if err != nil {
+	if err := d.askPeer(ctx, c, node, "node_status", nil, dataOf(s)); err != nil {
 		return nil, err
 	}
 	return s, s.check(node, c.order())

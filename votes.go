@@ -95,17 +95,6 @@ func randomNumber() uint64 {
 	return binary.BigEndian.Uint64(b[:])
 }
 
-// heartbeats lists the sections of heartbeats, hb#1 and so on.
-func (c *config) heartbeats() (ids []string) {
-	for _, line := range c.doc.lines {
-		if strings.HasPrefix(line.section, "hb#") && line.key != "" && !slices.Contains(ids, line.section) && c.forNode(line.section, "type", c.node) != nil {
-			ids = append(ids, line.section)
-		}
-	}
-	slices.Sort(ids)
-	return ids
-}
-
 // cluster is what the core needs to know. The list is sorted, so that its order
 // in the files does not matter, and its version stands for all that must be the
 // same for votes to count.

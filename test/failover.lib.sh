@@ -168,12 +168,14 @@ kill_all() {
 	until_true 5 none_left "$@"
 }
 
-# cut_power NODE: everything of it ends at once, and it is off the network.
+# cut_power NODE: everything of it ends at once, and it is off the network. What
+# is in /run is gone with the power, too.
 cut_power() {
 	local pids
 	unplug "$1"
 	mapfile -t pids < <(own_pids "$1")
 	kill_all "${pids[@]}"
+	rm -rf "$tmp/$1/run"
 }
 
 # ---- The ledger -------------------------------------------------------------
@@ -181,6 +183,8 @@ cut_power() {
 # make_ledger: see `record` in failover.py.
 make_ledger() {
 	mkfifo "$tmp/born"
+	# Held open here: what is written before the recorder runs is kept.
+	exec {born}<>"$tmp/born"
 	python3 "$here/failover.py" record "$tmp" &
 	cat >"$tmp/program" <<-END
 		#!/usr/bin/env bash

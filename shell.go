@@ -49,7 +49,6 @@ type shell struct {
 	wake      *time.Timer
 	wakeAt    time.Time
 	refused   error       // by the step just taken
-	accepted  *beat       // in the step just taken
 	anew      *anewEffect // why this shell is to end
 	ran       leaseClock  // when it waited last
 	guard     guardian
@@ -283,9 +282,8 @@ func (s *shell) step(e event) {
 	}
 	s.touched(e, effects)
 	s.publish()
-	if b := s.accepted; b != nil { // not before: it is a step of its own
-		s.accepted = nil
-		s.takeData(e.(beatEvent).from, *b)
+	if slices.ContainsFunc(effects, func(f effect) bool { _, ok := f.(acceptEffect); return ok }) {
+		s.takeData(e.(beatEvent)) // not before: it is a step of its own
 	}
 }
 

@@ -194,7 +194,8 @@ func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{
 		late := s.overslept()
 		todo()
 		if late {
-			s.d.log.Warn("this daemon did not run for so long that it begins anew", "since", s.d.leaseClock().raw-s.ran.raw)
+			slept := s.d.leaseClock().raw - s.ran.raw
+			s.say(func() { s.d.log.Warn("this daemon did not run for so long that it begins anew", "since", slept) })
 			return nil
 		}
 	}
@@ -446,6 +447,7 @@ func (s *shell) newInstance(spec *service) *localInstance {
 		paths: s.d.paths, node: s.core.node, watcher: s.d.watcher, jobs: &s.jobs, ctx: ctx, service: spec,
 		starts: s.starts, stops: s.stops, checks: s.checks, acting: make(chan struct{}, 1),
 		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},
+		random: s.d.random, kill: s.d.kill,
 		log: func(level slog.Level, rid, text string) { s.d.logs.write(level, name, rid, text) },
 		seen: func(rid string, state status, note string) {
 			select {
@@ -455,7 +457,7 @@ func (s *shell) newInstance(spec *service) *localInstance {
 			}
 		},
 	}
-	in.run = in.execute
+	in.run = s.d.command(in.instance)
 	return in
 }
 

@@ -8,6 +8,8 @@
 switch=''     # the namespace of the bridge
 namespaces=() # those that this run made
 nodes=()      # of the cluster
+# Itself, not a script that looks for it, since it is called often.
+python=$(python3 -c 'import sys; print(sys.executable)' 2>/dev/null || true)
 
 # ---- Network ----------------------------------------------------------------
 
@@ -185,7 +187,7 @@ make_ledger() {
 	mkfifo "$tmp/born"
 	# Held open here: what is written before the recorder runs is kept.
 	exec {born}<>"$tmp/born"
-	python3 "$here/failover.py" record "$tmp" &
+	"$python" "$here/failover.py" record "$tmp" &
 	cat >"$tmp/program" <<-END
 		#!/usr/bin/env bash
 		# program SECONDS: notes that it runs; takes so long to stop.
@@ -259,23 +261,12 @@ no_copy() { [[ -z $(copies "$1") ]]; }
 # sockets prints those of all daemons.
 sockets() { printf "$tmp/%s/run/agentd.sock\n" "${nodes[@]}"; }
 
-# agree SERVICE: one copy lives, and every daemon says so, and where.
+# agree [SERVICE]: within 20 s, or five times that, one copy of it, or of each,
+# lives, and every daemon says so, and where.
 agree() {
-	local now said sockets
-	now=$(holder "$1")
+	local names=${1:-${services[*]}} sockets
 	mapfile -t sockets < <(sockets)
-	mapfile -t said < <(python3 "$here/failover.py" where "$1" "${sockets[@]}" | sort -u)
-	[[ ${#said[@]} == 1 && -n $now && ${said[0]} == "up $now=up,idle" ]] && return
-	printf 'of %s lives: %s; said:' "$1" "${now:-nothing}"
-	printf ' [%s]' "${said[@]}"
-	return 1
-}
-
-all_agree() {
-	local service
-	for service in "${services[@]}"; do
-		agree "$service" || return
-	done
+	"$python" "$here/failover.py" agree 100 "$tmp" "${names// /,}" "${sockets[@]}"
 }
 
 # running NODE…: starts the daemons that do not run.

@@ -2,7 +2,8 @@
 """What test/failover needs and bash cannot do: it is called by it, each part by its name.
 
 record FOLDER                 writes down which copies of services live, and when they died
-where SERVICE SOCKET…         what each daemon says of a service, a line each
+agree SECONDS FOLDER SERVICE,… SOCKET…   waits until one copy of each service lives, and each
+                              daemon says so, and where; what it prints is what does not agree
 latency SERVICE PID SOCKET…   ends PID, and tells when each daemon's status shows it
 ping ADDRESS COUNT            the median round trip in microseconds (ICMP)
 sniff INTERFACE PORT COUNT F  keeps COUNT datagrams that go out to PORT as files F.1, F.2, …
@@ -75,18 +76,47 @@ class Daemon:
         return reply["data"]["monitor"]["services"][name]
 
 
-def where(service, *sockets):
-    for path in sockets:
+def copies(ledger):
+    """The nodes on which copies live, by the ledger."""
+    alive = {}
+    with open(ledger) as f:
+        lines = sorted(f, key=lambda line: float(line.split()[0]))
+    for line in lines:
+        _, what, node, pid = line.split()
+        if what == "start":
+            alive[pid] = node
+        else:
+            alive.pop(pid, None)
+    return sorted(alive.values())
+
+
+def disagreement(folder, services, daemons):
+    for path, daemon in daemons.items():
         try:
-            data = Daemon(path).service(service)
+            if daemon is None:
+                daemon = daemons[path] = Daemon(path)
+            said = daemon.ask("daemon_status")["data"]["monitor"]["services"]
         except (OSError, ValueError, KeyError) as e:
-            print("no answer:", repr(e))
-            continue
-        places = [data["avail"]]
-        for node, instance in sorted(data["instances"].items()):
-            if instance["avail"] != "down" or instance["monitor"]["status"] != "idle":
-                places.append(f"{node}={instance['avail']},{instance['monitor']['status']}")
-        print(*places)
+            daemons[path] = None
+            return f"{path}: {e!r}"
+        for service in services:
+            alive, data = copies(os.path.join(folder, "ledger." + service)), said.get(service)
+            if data is None:
+                return f"{path} does not know {service}"
+            busy = {node: (i["avail"], i["monitor"]["status"]) for node, i in data["instances"].items()
+                    if i["avail"] != "down" or i["monitor"]["status"] != "idle"}
+            if len(alive) != 1 or data["avail"] != "up" or busy != {alive[0]: ("up", "idle")}:
+                return f"{service} lives on {alive}; {path} says {data['avail']}, {busy}"
+    return None
+
+
+def agree(seconds, folder, services, *sockets):
+    end = time.monotonic() + float(seconds)
+    daemons = dict.fromkeys(sockets)
+    while (why := disagreement(folder, services.split(","), daemons)) is not None:
+        if time.monotonic() > end:
+            sys.exit(why)
+        time.sleep(0.05)
 
 
 def latency(service, pid, *sockets):
@@ -164,7 +194,7 @@ def sniff(interface, port, count, name):
 
 
 if __name__ == "__main__":
-    parts = {"record": record, "where": where, "latency": latency, "ping": ping, "sniff": sniff}
+    parts = {"record": record, "agree": agree, "latency": latency, "ping": ping, "sniff": sniff}
     if len(sys.argv) < 3 or sys.argv[1] not in parts:
         sys.exit(__doc__)
     parts[sys.argv[1]](*sys.argv[2:])

@@ -533,9 +533,11 @@ func TestHeartbeatConfiguration(t *testing.T) {
 	for i := range membersLimit + 1 {
 		many = append(many, fmt.Sprintf("n%d", i+1))
 	}
+	const beats = "[hb#1]\ntype = unicast\n"
 	for text, want := range map[string]string{
-		"[cluster]\nnodes = " + strings.Join(many, " "):                            "node.conf:2: cluster.nodes: 65 nodes; a cluster has 64 at most",
-		"[cluster]\nnodes = " + strings.Join(many[:membersLimit], " "):             "",
+		beats + "[cluster]\nnodes = " + strings.Join(many, " "):                    "node.conf:4: cluster.nodes: 65 nodes; a cluster with heartbeats has 64 at most",
+		beats + "[cluster]\nnodes = " + strings.Join(many[:membersLimit], " "):     "",
+		"[cluster]\nnodes = " + strings.Join(many, " "):                            "",
 		"[hb#1]\ntype = unicast\ninterval = 9ms\n":                                 "node.conf:3: hb#1.interval: 9ms is below 10ms, the shortest",
 		"[hb#1]\ntype = unicast\ntimeout = 900ms\n":                                "node.conf:3: hb#1.timeout: 900ms is less than two intervals of 500ms: one lost beat would be a lost node",
 		"[hb#1]\ntype = unicast\n[hb#2]\ntype = unicast\n":                         "node.conf: hb#2.port: hb#1 receives on 0.0.0.0:10000 already; give each heartbeat a port of its own",

@@ -242,6 +242,23 @@ type simFaultKind struct {
 
 func (s *sim) anyNode() *simNode { return s.nodes[s.random.IntN(s.size)] }
 
+// holder is a node on which a failover service runs.
+func (s *sim) holder() *simNode {
+	var all []*simNode
+	for _, n := range s.nodes {
+		for _, c := range n.copies {
+			if c.up && c.service.several {
+				all = append(all, n)
+				break
+			}
+		}
+	}
+	if all == nil {
+		return nil
+	}
+	return all[s.random.IntN(len(all))]
+}
+
 // pair draws two nodes.
 func (s *sim) pair() (a, b int) {
 	a = s.random.IntN(s.size)
@@ -349,14 +366,11 @@ var simFaultKinds = []simFaultKind{
 		return s.cut(func(i, j int) bool { return i == a || j == a })
 	})},
 	{"isolated holder", between(func(s *sim) func() {
-		for _, n := range s.nodes {
-			for _, c := range n.copies {
-				if c.up && c.service.several {
-					return s.cut(func(i, j int) bool { return i == n.index || j == n.index })
-				}
-			}
+		n := s.holder()
+		if n == nil {
+			return nil
 		}
-		return nil
+		return s.cut(func(i, j int) bool { return i == n.index || j == n.index })
 	})},
 	{"deaf node", between(func(s *sim) func() {
 		a := s.random.IntN(s.size)
@@ -490,9 +504,45 @@ var simFaultKinds = []simFaultKind{
 		} else {
 			n.restart()
 		}
-		n.disk.votes, n.disk.lost = nil, true
+		n.forget()
 		return nothing
 	}},
+	{"bridge that forgets", between(func(s *sim) func() {
+		// The holder keeps only just a majority; then one of that forgets.
+		holder := s.holder()
+		if holder == nil || s.size < 3 {
+			return nil
+		}
+		side := make([]bool, s.size)
+		side[holder.index] = true
+		n := holder
+		for range s.majority() - 1 {
+			for side[n.index] {
+				n = s.anyNode()
+			}
+			side[n.index] = true
+		}
+		mend := s.cut(func(i, j int) bool { return i == holder.index && !side[j] || j == holder.index && !side[i] })
+		on := true
+		s.after(2*s.term(), func() {
+			if on && n.disk.votes != nil {
+				n.restart()
+				n.forget()
+			}
+		})
+		s.after(4*s.term(), func() {
+			if on {
+				on = false
+				mend()
+			}
+		})
+		return func() {
+			if s.faults.healing && on {
+				on = false
+				mend()
+			}
+		}
+	})},
 	{"wall clock stepped", func(s *sim) func() {
 		n := s.anyNode()
 		if n.running { // a running daemon does not see it (the monotonic clock)
@@ -586,6 +636,9 @@ func (n *simNode) outage() func() {
 		n.boot()
 	}
 }
+
+// forget makes the journal unreadable.
+func (n *simNode) forget() { n.disk.votes, n.disk.lost, n.disk.forgot = nil, true, n.s.now }
 
 func (n *simNode) restart() {
 	n.kill("killed")

@@ -40,7 +40,8 @@ type simNode struct {
 type simDisk struct {
 	epoch     uint64
 	votes     *votes
-	lost      bool // votes cannot be read
+	lost      bool          // votes cannot be read
+	forgot    time.Duration // when that was so last
 	frozen    map[string]bool
 	slow, bad int // faults
 }
@@ -92,7 +93,7 @@ func newSimNode(s *sim, index int) *simNode {
 	for i := range s.size {
 		n.heardFrom[i], n.ackedBy[i] = -time.Hour, -time.Hour
 	}
-	n.disk.frozen = map[string]bool{}
+	n.disk.frozen, n.disk.forgot = map[string]bool{}, -time.Hour
 	n.wall = s.upTo(time.Hour)
 	return n
 }

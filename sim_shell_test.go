@@ -135,7 +135,7 @@ func (n *simNode) born(mute time.Duration) {
 		if spec := c.service.specs[n.index]; spec != nil {
 			left := c.cmd
 			c.cmd, c.settling = nil, true
-			n.step(serviceEvent{c.service.name, spec, n.disk.frozen[c.service.name], n.run.intents[c.service.name]})
+			n.step(serviceEvent{c.service.name, spec, n.disk.frozen[c.service.name], n.found(c)})
 			n.settle(c, left)
 		}
 	}
@@ -145,6 +145,20 @@ func (n *simNode) born(mute time.Duration) {
 	}
 	n.beats(s.upTo(s.interval))
 	n.ticks()
+}
+
+// found is the intent that an earlier daemon kept; times that are ahead of the
+// wall clock, which was stepped since, are now (instance.go).
+func (n *simNode) found(c *simCopy) intent {
+	kept := n.run.intents[c.service.name]
+	kept.Restarts = maps.Clone(kept.Restarts)
+	for rid, r := range kept.Restarts {
+		if now := n.moment().wall; r.Last.After(now) {
+			r.Last = now
+			kept.Restarts[rid] = r
+		}
+	}
+	return kept
 }
 
 func (n *simNode) beats(d time.Duration) {

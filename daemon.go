@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"runtime/debug"
 	"slices"
@@ -55,6 +56,12 @@ type daemon struct {
 	openGuard func(report func(alive bool)) (guardian, map[string]leaseClock)
 	// leaseClock reads the clocks by which leases are measured.
 	leaseClock func() leaseClock
+	// The rest of what is outside: a test in virtual time has its own.
+	listenLocal func(path string) (*net.UnixListener, error) // may return nil: nobody asks there
+	command     func(in *instance) commandRunner
+	kill        func(id string) // kills what a command left (process.go)
+	random      func() uint64   // for salts, seeds and phases
+	exit        func(status int)
 	// background has a place for each service_action that nobody waits for.
 	background chan struct{}
 
@@ -171,6 +178,8 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 	d.monitor = &monitorThread{d: d}
 	d.leaseClock = readLeaseClock
 	d.openGuard = func(report func(bool)) (guardian, map[string]leaseClock) { return openGuard(p, log, report) }
+	d.listenLocal, d.kill, d.random, d.exit = listenLocal, killMarked, randomNumber, os.Exit
+	d.command = func(in *instance) commandRunner { return in.execute }
 	d.heartbeats = newHeartbeats(d)
 	d.background = make(chan struct{}, actionsAtOnce)
 	d.threads = []*thread{newListener(d).thread(), d.monitor.thread()}
@@ -224,11 +233,13 @@ func (d *daemon) keepGood(c *config) {
 // serve runs the daemon until ctx ends or d.stop is called.
 func (d *daemon) serve(ctx context.Context) (byRequest bool, err error) {
 	defer context.AfterFunc(ctx, d.stop)()
-	local, err := listenLocal(d.paths.socket())
+	local, err := d.listenLocal(d.paths.socket())
 	if err != nil {
 		return false, err
 	}
-	d.jobs.Go(func() { d.serveLocal(d.ctx, local) })
+	if local != nil {
+		d.jobs.Go(func() { d.serveLocal(d.ctx, local) })
+	}
 	d.jobs.Go(d.watchFiles)
 	d.jobs.Go(func() { d.heartbeats.log(d.ctx.Done()) })
 	d.jobs.Go(func() { d.watchConfig(d.ctx) })
@@ -246,9 +257,9 @@ func (d *daemon) serve(ctx context.Context) (byRequest bool, err error) {
 	late := time.AfterFunc(stopTimeout, func() {
 		d.log.Error("the daemon did not end in time and is ended")
 		if d.byRequest {
-			os.Exit(exitStopped)
+			d.exit(exitStopped)
 		}
-		os.Exit(exitFailed)
+		d.exit(exitFailed)
 	})
 	defer late.Stop()
 	for slices.ContainsFunc(d.threads, func(t *thread) bool { return t.running }) {

@@ -38,7 +38,8 @@ func newFolder(s *shell) *folder {
 	return &folder{s: s, asks: make(chan chan struct{}), anew: make(chan struct{}, 1), stamps: map[string]string{}}
 }
 
-// run looks at once, then whenever something may have changed.
+// run looks at once, then whenever something may have changed. The core hears
+// when all was read for the first time.
 func (f *folder) run(changed <-chan struct{}) {
 	rescan := time.NewTicker(rescanPause)
 	defer rescan.Stop()

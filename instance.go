@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	mathrand "math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,6 +29,8 @@ type instance struct {
 	node    string
 	watcher *watcher
 	run     commandRunner
+	random  func() uint64
+	kill    func(id string)
 	log     func(level slog.Level, rid, text string)
 	seen    func(rid string, s status, note string) // a resource's state was seen
 	jobs    *sync.WaitGroup                         // of what outlives a call
@@ -412,7 +413,7 @@ func (in *instance) watchAll(ctx context.Context) {
 		}
 		loops.Go(func() {
 			// At different moments: a hundred checks at once are a load.
-			for wait := time.Duration(mathrand.Int64N(int64(r.checkInterval))) + 1; ; wait = r.checkInterval {
+			for wait := time.Duration(in.random()%uint64(r.checkInterval)) + 1; ; wait = r.checkInterval {
 				for !in.check(ctx, r.rid) {
 					if in.spec().resource(r.rid) == nil || !in.idle(ctx) {
 						return
@@ -454,7 +455,7 @@ func (in *instance) settle(ctx context.Context) error {
 	}
 	in.log(slog.LevelWarn, "", fmt.Sprintf("an earlier daemon was cut off at %s of %s; what it began is stopped", e.Verb, strings.Join(e.Rids, " ")))
 	if e.Command != "" {
-		killMarked(e.Command)
+		in.kill(e.Command)
 	}
 	held, err := in.lock(ctx)
 	if err != nil {

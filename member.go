@@ -27,7 +27,7 @@ type guardian interface {
 func (m *monitorThread) birth(held map[string]leaseClock) birth {
 	p := m.d.paths
 	b := birth{
-		node: m.d.config.Load().node, salt: randomNumber(), seed: randomNumber(), frozen: isFrozen(p, ""), held: held,
+		node: m.d.config.Load().node, salt: m.d.random(), seed: m.d.random(), frozen: isFrozen(p, ""), held: held,
 		now: moment{time.Now(), m.d.leaseClock()}, cluster: m.d.config.Load().cluster(),
 	}
 	var err error

@@ -79,7 +79,7 @@ func (s *shell) publish() {
 		}
 		if news = news || changed; err != nil && !s.unsaid {
 			s.unsaid = true
-			s.d.log.Error("the other nodes do not hear of all services", "service", name, "err", err)
+			s.say(func() { s.d.log.Error("the other nodes do not hear of all services", "service", name, "err", err) })
 		}
 	}
 	clear(s.changed)
@@ -197,7 +197,9 @@ func (s *shell) fetched(f dataFetch, r dataReply, err error) {
 	node := f.since.node
 	changed, err := s.store.fetched(time.Now(), f, r, err)
 	if err != nil && s.store.trouble[node].failures == 1 {
-		s.d.log.Warn("the data of a node cannot be fetched; it is tried again", "node", node, "from", f.from, "err", err)
+		s.say(func() {
+			s.d.log.Warn("the data of a node cannot be fetched; it is tried again", "node", node, "from", f.from, "err", err)
+		})
 	}
 	if changed {
 		s.step(peerEvent{node, s.store.brief(node)})

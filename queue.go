@@ -303,6 +303,7 @@ func ownCommand(name string) (string, error) {
 // send: one run at a time, one more pending at most, one start a second.
 type dequeuer struct {
 	log     *slog.Logger
+	run     func(ctx context.Context, p paths) error
 	pending chan struct{}
 	asked   atomic.Int64
 	dropped atomic.Int64
@@ -310,7 +311,7 @@ type dequeuer struct {
 }
 
 func newDequeuer(log *slog.Logger) *dequeuer {
-	return &dequeuer{log: log, pending: make(chan struct{}, 1)}
+	return &dequeuer{log: log, run: runDequeue, pending: make(chan struct{}, 1)}
 }
 
 // trigger asks for a run and never waits.
@@ -332,7 +333,7 @@ func (q *dequeuer) work(ctx context.Context, p paths) {
 		}
 		again := time.After(dequeueInterval)
 		q.runs.Add(1)
-		if err := runDequeue(ctx, p); err != nil && ctx.Err() == nil {
+		if err := q.run(ctx, p); err != nil && ctx.Err() == nil {
 			q.log.Warn("cannot dequeue actions", "err", err)
 		}
 		select {

@@ -136,15 +136,15 @@ func (s *sim) calm() {
 	if !s.check.live(s) {
 		return
 	}
-	s.after(s.between2(20*time.Second, 2*time.Minute), func() {
+	s.after(s.span(20*time.Second, 2*time.Minute), func() {
 		if !s.check.still(s) {
 			return
 		}
 		s.log("---- faults")
 		f := &s.faults
 		f.healing = false
-		f.until = s.now + s.between2(30*time.Second, 6*time.Minute)
-		s.between = s.between2(2*time.Second, 30*time.Second)
+		f.until = s.now + s.span(30*time.Second, 6*time.Minute)
+		s.between = s.span(2*time.Second, 30*time.Second)
 		if s.chance(40) {
 			f.replays++
 		}
@@ -241,6 +241,23 @@ type simFaultKind struct {
 }
 
 func (s *sim) anyNode() *simNode { return s.nodes[s.random.IntN(s.size)] }
+
+// holder is a node on which a failover service runs.
+func (s *sim) holder() *simNode {
+	var all []*simNode
+	for _, n := range s.nodes {
+		for _, c := range n.copies {
+			if c.up && c.service.several {
+				all = append(all, n)
+				break
+			}
+		}
+	}
+	if all == nil {
+		return nil
+	}
+	return all[s.random.IntN(len(all))]
+}
 
 // pair draws two nodes.
 func (s *sim) pair() (a, b int) {
@@ -349,14 +366,11 @@ var simFaultKinds = []simFaultKind{
 		return s.cut(func(i, j int) bool { return i == a || j == a })
 	})},
 	{"isolated holder", between(func(s *sim) func() {
-		for _, n := range s.nodes {
-			for _, c := range n.copies {
-				if c.up && c.service.several {
-					return s.cut(func(i, j int) bool { return i == n.index || j == n.index })
-				}
-			}
+		n := s.holder()
+		if n == nil {
+			return nil
 		}
-		return nil
+		return s.cut(func(i, j int) bool { return i == n.index || j == n.index })
 	})},
 	{"deaf node", between(func(s *sim) func() {
 		a := s.random.IntN(s.size)
@@ -481,14 +495,54 @@ var simFaultKinds = []simFaultKind{
 	}},
 	{"journal lost", func(s *sim) func() {
 		n := s.anyNode()
-		if !s.chance(30) || n.disk.votes == nil {
+		if !s.chance(50) || n.disk.votes == nil {
 			return nil
 		}
-		n.crash("its disk is broken")
-		n.disk.votes, n.disk.lost = nil, true
-		n.machineBack(s.about(10 * time.Second))
+		if s.chance(50) {
+			n.crash("its disk is broken")
+			n.machineBack(s.about(10 * time.Second))
+		} else {
+			n.restart()
+		}
+		n.forget()
 		return nothing
 	}},
+	{"bridge that forgets", between(func(s *sim) func() {
+		// The holder keeps only just a majority; then one of that forgets.
+		holder := s.holder()
+		if holder == nil || s.size < 3 {
+			return nil
+		}
+		side := make([]bool, s.size)
+		side[holder.index] = true
+		n := holder
+		for range s.majority() - 1 {
+			for side[n.index] {
+				n = s.anyNode()
+			}
+			side[n.index] = true
+		}
+		mend := s.cut(func(i, j int) bool { return i == holder.index && !side[j] || j == holder.index && !side[i] })
+		on := true
+		s.after(2*s.term(), func() {
+			if on && n.disk.votes != nil {
+				n.restart()
+				n.forget()
+			}
+		})
+		s.after(4*s.term(), func() {
+			if on {
+				on = false
+				mend()
+			}
+		})
+		return func() {
+			if s.faults.healing && on {
+				on = false
+				mend()
+			}
+		}
+	})},
 	{"wall clock stepped", func(s *sim) func() {
 		n := s.anyNode()
 		if n.running { // a running daemon does not see it (the monotonic clock)
@@ -583,9 +637,12 @@ func (n *simNode) outage() func() {
 	}
 }
 
+// forget makes the journal unreadable.
+func (n *simNode) forget() { n.disk.votes, n.disk.lost, n.disk.forgot = nil, true, n.s.now }
+
 func (n *simNode) restart() {
 	n.kill("killed")
-	n.machine(n.s.between2(100*time.Millisecond, 200*time.Millisecond), n.daemonStart)
+	n.machine(n.s.span(100*time.Millisecond, 200*time.Millisecond), n.daemonStart)
 }
 
 func (n *simNode) daemonDown() func() {
@@ -593,6 +650,6 @@ func (n *simNode) daemonDown() func() {
 	n.kill("killed, and kept down")
 	return func() {
 		n.down--
-		n.machine(n.s.between2(time.Millisecond, 200*time.Millisecond), n.daemonStart)
+		n.machine(n.s.span(time.Millisecond, 200*time.Millisecond), n.daemonStart)
 	}
 }

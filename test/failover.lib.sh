@@ -75,7 +75,7 @@ on_leave() {
 	done
 	mapfile -t mounted < <(sed -n "s,^[^ ]* \($tmp/[^ ]*\) tmpfs.*,\1,p" /proc/mounts)
 	for name in "${mounted[@]}"; do
-		umount "$name" || true
+		umount --lazy "$name" || true
 	done
 }
 
@@ -269,11 +269,14 @@ agree() {
 	"$python" "$here/failover.py" agree 100 "$tmp" "${names// /,}" "${sockets[@]}"
 }
 
-# running NODE…: starts the daemons that do not run.
+# running NODE…: starts the daemons that do not run; as the unit does, once more
+# where one ends at once.
 running() {
 	local node
 	for node in "$@"; do
-		on "$node" nodemgr daemon start >/dev/null
+		on "$node" nodemgr daemon start >/dev/null 2>>"$tmp/printed" && continue
+		printf '# the daemon of %s has to be started once more\n' "$node"
+		on "$node" nodemgr daemon start >/dev/null 2>>"$tmp/printed" || true
 	done
 }
 

@@ -161,7 +161,7 @@ func (n *simNode) boot() {
 	n.rawRate, n.bootRate = rate(), rate()
 	if s.wild && s.chance(50) {
 		// Each rule for clocks stands one that is wrong.
-		*[]*int64{&n.rawRate, &n.bootRate}[s.random.IntN(2)] = s.random.Int64N(600_000) - 300_000
+		*[]*int64{&n.rawRate, &n.bootRate}[s.random.IntN(2)] = s.random.Int64N(500_000) - 300_000
 	}
 	n.run = simRun{intents: map[string]intent{}}
 	n.guard = simGuard{token: n.guard.token}

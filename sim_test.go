@@ -223,7 +223,7 @@ func (s *sim) draw() {
 	}
 	s.between = s.span(3*time.Second, 30*time.Second)
 	s.drift = []int64{0, 100, 10_000, 23_000, 23_000}[s.random.IntN(5)]
-	s.wild = s.chance(25)
+	s.wild = s.chance(35) && s.interval <= s.timeout/5
 }
 
 // simService is a service file, in truth and as each node reads it.

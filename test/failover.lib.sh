@@ -289,7 +289,7 @@ figure() {
 	printf '%s\t%s\n' "$1" "$2" >>"$tmp/figures"
 }
 
-median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
+median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) printf "%.0f", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 
 figures_of() { awk -F '\t' -v name="$1" '$1 == name { print $2 }' "$tmp/figures"; }
 

@@ -272,6 +272,9 @@ func startDaemon(ctx context.Context, p paths) error {
 	}
 	defer only.unlock()
 	err = askLocal(ctx, p, "ping", nil, nil, discard)
+	for errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) { // it was killed just now, and was not gone yet
+		err = askLocal(ctx, p, "ping", nil, nil, discard)
+	}
 	if err == nil {
 		fmt.Fprintln(os.Stderr, "agentd runs already")
 		return nil

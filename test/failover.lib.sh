@@ -75,7 +75,7 @@ on_leave() {
 	done
 	mapfile -t mounted < <(sed -n "s,^[^ ]* \($tmp/[^ ]*\) tmpfs.*,\1,p" /proc/mounts)
 	for name in "${mounted[@]}"; do
-		umount "$name" || true
+		umount --lazy "$name" || true
 	done
 }
 
@@ -269,11 +269,14 @@ agree() {
 	"$python" "$here/failover.py" agree 100 "$tmp" "${names// /,}" "${sockets[@]}"
 }
 
-# running NODE…: starts the daemons that do not run.
+# running NODE…: starts the daemons that do not run; as the unit does, once more
+# where one ends at once.
 running() {
 	local node
 	for node in "$@"; do
-		on "$node" nodemgr daemon start >/dev/null
+		on "$node" nodemgr daemon start >/dev/null 2>>"$tmp/printed" && continue
+		printf '# the daemon of %s has to be started once more\n' "$node"
+		on "$node" nodemgr daemon start >/dev/null 2>>"$tmp/printed" || true
 	done
 }
 
@@ -286,7 +289,7 @@ figure() {
 	printf '%s\t%s\n' "$1" "$2" >>"$tmp/figures"
 }
 
-median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
+median() { sort -n | awk '{ v[NR] = $1 } END { if (NR) printf "%.0f", NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 
 figures_of() { awk -F '\t' -v name="$1" '$1 == name { print $2 }' "$tmp/figures"; }
 

@@ -69,7 +69,7 @@ leave() {
 	trap - EXIT
 	end_own
 	on_leave
-	[[ -n ${KEEP:-} ]] || rm -rf "$tmp"
+	[[ -n ${KEEP:-} ]] || rm -rf "$tmp" || true
 	if [[ $finished != yes ]]; then
 		failed=$((failed + 1))
 		printf 'FAIL - the script ended early, with exit status %d\n' "$ended"

@@ -282,11 +282,12 @@ func (s *shell) step(e event) {
 			s.refused = f.err
 		}
 	}
+	accepted := s.accepted
+	s.accepted = nil
 	s.touched(e, effects)
 	s.publish()
-	if b := s.accepted; b != nil { // not before: it is a step of its own
-		s.accepted = nil
-		s.takeData(e.(beatEvent).from, *b)
+	if accepted != nil { // not before: it is a step of its own, as publish may be
+		s.takeData(e.(beatEvent).from, *accepted)
 	}
 }
 

@@ -30,8 +30,15 @@ type fabricLink struct {
 	index, seq    int64
 	delay, jitter time.Duration
 	loss, twice   float64
-	cut           bool
+	cuts          int
 }
+
+const (
+	fabricDelay  = 200 * time.Microsecond
+	fabricJitter = 300 * time.Microsecond
+)
+
+func newSource(seed, of uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, of)) }
 
 const (
 	fabricSlot    = 1 << 12 // ns: what comes in one slot has a nanosecond for each link and number
@@ -47,7 +54,7 @@ func newFabric(seed uint64, nodes []string) *fabric {
 		for j, to := range nodes {
 			index := int64(i*len(nodes) + j)
 			f.links[[2]string{from, to}] = &fabricLink{
-				random: rand.New(rand.NewPCG(seed, 1000+uint64(index))), index: index, delay: 200 * time.Microsecond, jitter: 300 * time.Microsecond,
+				random: newSource(seed, 1000+uint64(index)), index: index, delay: fabricDelay, jitter: fabricJitter,
 			}
 		}
 	}
@@ -62,7 +69,7 @@ func (l *fabricLink) wait() (time.Duration, bool) {
 	l.seq++
 	now := time.Now().UnixNano()
 	at := (now+int64(d))/fabricSlot*fabricSlot + fabricSlot + l.index*64 + l.seq%64
-	return time.Duration(at - now), !l.cut && draw >= l.loss
+	return time.Duration(at - now), l.cuts == 0 && draw >= l.loss
 }
 
 // set changes the links between two nodes in one direction.
@@ -143,6 +150,13 @@ func (f *fabric) host(node string) *fabricHost {
 	}
 	f.hosts[node] = h
 	return h
+}
+
+// mute keeps a daemon that crashes from sending any more.
+func (h *fabricHost) mute() {
+	h.f.mu.Lock()
+	defer h.f.mu.Unlock()
+	h.dead = true
 }
 
 // crash closes all that a daemon has open, as the kernel does; or, where the

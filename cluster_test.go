@@ -85,13 +85,13 @@ const (
 
 // newVirtualCluster is called in a bubble; dir is on a disk that is fast.
 func newVirtualCluster(tb testing.TB, dir string, conf clusterConf) *virtualCluster {
-	c := &virtualCluster{tb: tb, conf: conf, dir: dir, random: rand.New(rand.NewPCG(conf.seed, 1))}
+	c := &virtualCluster{tb: tb, conf: conf, dir: dir, random: newSource(conf.seed, 1)}
 	c.world = &fakeWorld{begun: time.Now(), quorum: conf.size >= 3, services: conf.services}
 	c.fabric = newFabric(conf.seed, clusterNames(conf.size))
 	for i, name := range clusterNames(conf.size) {
-		n := &clusterNode{c: c, index: i, name: name, log: &logText{}, root: filepath.Join(dir, name+".0"), random: rand.New(rand.NewPCG(conf.seed, 10+uint64(i)))}
+		n := &clusterNode{c: c, index: i, name: name, log: &logText{}, root: filepath.Join(dir, name+".0"), random: newSource(conf.seed, 10+uint64(i))}
 		n.machine = &fakeMachine{
-			w: c.world, node: name, random: rand.New(rand.NewPCG(conf.seed, 100+uint64(i))), grace: conf.grace, reboot: conf.reboot,
+			w: c.world, node: name, random: newSource(conf.seed, 100+uint64(i)), grace: conf.grace, reboot: conf.reboot,
 			off: n.machineCrash, end: func() { n.crash(); n.startLater(100 * time.Millisecond) },
 		}
 		c.world.machines = append(c.world.machines, n.machine)
@@ -235,7 +235,7 @@ func (n *clusterNode) crashBy(machine bool) {
 	n.life = nil
 	if l != nil {
 		l.crashed.Store(true)
-		l.host.crash(machine)
+		l.host.mute()
 	}
 	n.crashes++
 	root := filepath.Join(n.c.dir, fmt.Sprintf("%s.%d", n.name, n.crashes))
@@ -251,7 +251,9 @@ func (n *clusterNode) crashBy(machine bool) {
 	n.c.world.log("%s its daemon is killed", n.name)
 	n.c.world.mu.Unlock()
 	if l != nil {
+		l.d.stop() // before what it has open is closed under it
 		l.cancel()
+		l.host.crash(machine)
 	}
 }
 

@@ -57,7 +57,8 @@ type beatPath struct {
 	gone     bool      // the path is not used any more
 	out      beatCounts
 	errors   int
-	fault    string // of the last error; empty once a beat was sent without
+	fault    string // of the last error; empty once beats are sent without
+	failedAt time.Time
 
 	// Back.
 	in         beatCounts
@@ -218,16 +219,18 @@ func (h *heartbeat) failed(peer string, p *beatPath, err error) {
 	if p.fault == "" && p.said.allow() {
 		h.all.say(func() { h.all.d.log.Warn("beats are not sent", "thread", h.tx.id, "peer", peer, "err", err) })
 	}
-	p.fault = err.Error()
+	p.fault, p.failedAt = err.Error(), time.Now()
 }
 
 // write sends a datagram. The first error may be of an earlier one (the peer's
-// port was closed), and then kept this one from being sent.
+// port was closed), and then kept this one from being sent. Not each beat to a
+// closed port brings one, since hosts limit how many they tell.
 func (h *heartbeat) write(peer string, p *beatPath, datagram []byte) {
 	_, err := p.conn.Write(datagram)
-	if err == nil {
+	switch {
+	case err == nil && time.Since(p.failedAt) >= faultForgotten:
 		p.fault = ""
-	} else {
+	case err != nil:
 		h.failed(peer, p, plainError(err))
 		_, err = p.conn.Write(datagram)
 	}
@@ -296,23 +299,30 @@ func (h *heartbeat) receive(ctx context.Context, changed <-chan struct{}) error 
 		case <-changed:
 		}
 		check.Reset(h.noticeStale())
-		if h.wantedAt() != e.at {
-			if e, err = h.move(e); err != nil {
-				return err
-			}
+		if h.isAt(e.at) {
+			continue
+		}
+		if e, err = h.move(e); err != nil {
+			return err
 		}
 	}
 }
 
-func (h *heartbeat) wantedAt() netip.AddrPort {
+// isAt tells whether the heartbeat shall receive there; then nothing is wrong.
+func (h *heartbeat) isAt(at netip.AddrPort) bool {
 	h.all.mu.Lock()
 	defer h.all.mu.Unlock()
-	return h.at
+	if h.at == at {
+		h.fault = nil
+	}
+	return h.at == at
 }
 
 // listen begins to receive where the heartbeat shall.
 func (h *heartbeat) listen() (*ear, error) {
-	e := &ear{at: h.wantedAt(), ended: make(chan struct{})}
+	h.all.mu.Lock()
+	e := &ear{at: h.at, ended: make(chan struct{})}
+	h.all.mu.Unlock()
 	var err error
 	if e.conn, err = h.all.d.network.listenPacket(e.at); err != nil {
 		return nil, fmt.Errorf("cannot receive beats on %s: %w", e.at, err)

@@ -356,7 +356,7 @@ func bindRestart(*flag.FlagSet) body {
 		if systemUnit(ctx, p) {
 			return systemctl(ctx, "restart")
 		}
-		if err := endDaemon(ctx, p, endTimeout, "daemon_stop"); err != nil {
+		if err := endDaemon(ctx, p, endTimeout, "daemon_stop", "force=true"); err != nil {
 			return err
 		}
 		return startDaemon(ctx, p)

@@ -162,6 +162,8 @@ const (
 	dialAgain   = time.Second
 	staleAgain  = 10 * time.Second
 	dialTimeout = 10 * time.Second
+	// faultForgotten is how long beats are sent without an error until it is over.
+	faultForgotten = 3 * time.Second
 	// keysTrusted is how long the keys count that an accepted beat named; then
 	// those of any beat that opens do, until one is accepted again.
 	keysTrusted = 10 * time.Second

@@ -94,10 +94,8 @@ func parseEnvelope(raw []byte) (envelope, error) {
 			return e, err
 		}
 	}
-	if fields.token != nil {
-		if e.token, err = decodeBytes(fields.token, fields.token); err != nil || len(e.token) != tokenSize {
-			return e, errShape
-		}
+	if token, err := decodeBytes(fields.token, fields.token); err == nil && len(token) == tokenSize {
+		e.token = token // any other is none
 	}
 	if e.data, err = decodeBytes(fields.data, fields.data); err != nil || len(e.data) < tagSize+1 {
 		return e, errShape

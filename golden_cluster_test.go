@@ -226,9 +226,11 @@ func (s *story) step(n *storyNode, e event) {
 				s.step(n, doneEvent{f.service, f.order.Verb, nil})
 			})
 		case transitionEffect:
-			if f.from != f.to || strings.Contains(f.why, "link") {
+			if f.from != f.to {
 				s.say("%s: %s", n.name, effectText(f))
 			}
+		case linkEffect:
+			s.say("%s: link with %s: %s", n.name, f.peer, f.state)
 		case wakeEffect:
 			s.after(f.at.Sub(scriptStart)-s.now, func() {
 				if n.life == life {

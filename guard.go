@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"sync"
@@ -125,14 +126,14 @@ func newGuard(ctx context.Context, p paths) (*guard, error) {
 	g.logs = newServiceLog(p, func() string { return g.list.Load().Settings.Node }, nil, g.log)
 	g.logs.limit = 0 // the daemon rotates
 	if g.self, err = thisProcess(); err == nil {
-		err = leaveStarter()
+		err = leaveStarter(p)
 	}
 	return g, err
 }
 
 // leaveStarter lets go of what a process inherits. Files that this one opened
 // are closed on exec; so what is not was inherited.
-func leaveStarter() error {
+func leaveStarter(p paths) error {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -152,6 +153,10 @@ func leaveStarter() error {
 		if err := unix.Dup3(int(null.Fd()), fd, 0); err != nil {
 			return err
 		}
+	}
+	if f, err := os.OpenFile(p.nodeLog(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600); err == nil {
+		debug.SetCrashOutput(f, debug.CrashOptions{}) // keeps a descriptor of its own
+		f.Close()
 	}
 	unix.Setsid() // an error means that it has a session of its own
 	unix.Umask(0o022)
@@ -194,11 +199,6 @@ func (g *guard) run(ctx context.Context) error {
 	defer g.only.unlock()
 	ctx, cancel := context.WithCancel(ctx)
 	g.ctx = ctx
-	timer, err := newBootTimer()
-	if err != nil {
-		cancel()
-		return err
-	}
 	var helpers, logging sync.WaitGroup
 	logging.Go(func() {
 		for line := range g.lines {
@@ -208,19 +208,17 @@ func (g *guard) run(ctx context.Context) error {
 	defer logging.Wait()
 	defer close(g.lines)
 	defer helpers.Wait()
-	defer timer.f.Close()
 	defer g.jobs.Wait()
 	defer cancel()
-	helpers.Go(timer.run)
 	helpers.Go(func() { g.watcher.run(ctx) }) // without it, the loop looks all the same, a little later
 	changed, _, err := g.watcher.add(g.paths.run)
 	if err != nil {
 		return err
 	}
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGTERM)
 	// Caught and not ignored: what the guard starts would ignore them too.
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	defer signal.Stop(signals)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGHUP)
 	g.log.Info("the guard begins", "pid", g.self.Pid)
 	for {
 		now := readLeaseClock()
@@ -232,15 +230,12 @@ func (g *guard) run(ctx context.Context) error {
 		g.enforce(now)
 		g.feed(now)
 		if g.over(now) {
-			g.dog.close()
-			g.log.Info("the guard ends: nothing is held, and no daemon runs")
-			return nil
+			return g.end("it is not needed")
 		}
-		timer.arm(now.boot + g.pause(now))
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-timer.wake:
+		case <-time.After(g.pause(now)):
 		case <-changed:
 		case r := <-g.results:
 			if s := g.stops[r.service]; r.down {
@@ -248,16 +243,11 @@ func (g *guard) run(ctx context.Context) error {
 			} else {
 				delete(g.stops, r.service)
 			}
-		case s := <-signals:
-			switch {
-			case s != syscall.SIGTERM:
-			case g.holds():
-				g.log.Warn("the guard does not end, since instances are held: stop the services, or start the daemon")
-			default:
-				g.dog.close()
-				g.log.Info("the guard ends: SIGTERM")
-				return nil
+		case <-asked:
+			if !g.holds() {
+				return g.end("SIGTERM")
 			}
+			g.log.Warn("the guard does not end, since instances are held: stop the services, or start the daemon")
 		}
 	}
 }
@@ -352,13 +342,12 @@ func (g *guard) enforce(now leaseClock) {
 	}
 }
 
-// pause is how long the loop may sleep.
+// pause is how long the loop may sleep. Go's timers stand still while the
+// machine is suspended; then it is late by the time between two signs of life
+// at most, all of it after the machine's return.
 func (g *guard) pause(now leaseClock) time.Duration {
 	l := g.list.Load()
 	pause := l.Settings.interval()
-	if g.dog.fd >= 0 {
-		pause = min(pause, g.dog.every)
-	}
 	sooner := func(moment leaseClock) {
 		if !now.reached(moment) { // else it is being done
 			pause = min(pause, now.ahead(moment))
@@ -369,6 +358,9 @@ func (g *guard) pause(now leaseClock) time.Duration {
 	}
 	for _, s := range g.stops {
 		sooner(s.due)
+	}
+	if g.dog.fd >= 0 {
+		sooner(g.dog.fed.add(g.dog.every))
 	}
 	return pause
 }
@@ -383,23 +375,33 @@ func (g *guard) holds() bool {
 	return slices.ContainsFunc(g.list.Load().Held, func(name string) bool { return g.stops[name] == nil })
 }
 
-// over tells whether the guard may end: its folder is another daemon's by now,
-// or nothing is held and no daemon has run for a while.
+// over tells whether the guard may end: there is another one in its place, its
+// folder having been made anew; or nothing is held, and it cannot be reached
+// any more, or no daemon has run for a while.
 func (g *guard) over(now leaseClock) bool {
+	ours, err := g.only.f.Stat()
+	there, statErr := os.Stat(g.paths.lockFile("guard"))
+	found := errors.Join(err, statErr) == nil
+	if found && !os.SameFile(ours, there) {
+		return true
+	}
 	if g.holds() {
 		g.needed = now
 		return false
 	}
-	ours, err := g.only.f.Stat()
-	if there, statErr := os.Stat(g.paths.lockFile("guard")); errors.Join(err, statErr) != nil || !os.SameFile(ours, there) {
+	if !found {
 		return true
 	}
-	daemon, err := tryLock(g.paths.lockFile("agentd"))
-	if err != nil {
-		g.needed = now
+	// Opened only to be read: what is closed after writing wakes the loop.
+	lock, err := os.Open(g.paths.lockFile("agentd"))
+	if err == nil {
+		defer lock.Close()
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		g.needed = now // a daemon runs
 		return false
 	}
-	defer daemon.unlock()
 	if l := *g.list.Load(); len(l.Held) > 0 { // they are down: a later guard, or daemon, shall know
 		l.Held, l.Own = nil, nil
 		if data, err := json.Marshal(l); err == nil && replaceFile(g.paths.guardHeld(), data) == nil {
@@ -407,6 +409,15 @@ func (g *guard) over(now leaseClock) bool {
 		}
 	}
 	return now.boot-g.needed.boot >= g.idle
+}
+
+// end lets go of the watchdog, unless another guard has to feed it.
+func (g *guard) end(why string) error {
+	if !g.holds() {
+		g.dog.close()
+	}
+	g.log.Info("the guard ends", "why", why)
+	return nil
 }
 
 // ---- The stop of an instance ------------------------------------------------

@@ -148,6 +148,8 @@ type (
 	// acceptEffect: the beat of this step counts: its link is good, and it is
 	// the newest. Its data may be taken.
 	acceptEffect struct{ from string }
+	// linkEffect is for the log.
+	linkEffect struct{ peer, state string }
 	// votesEffect: keep the journal, then tell votesKept.
 	votesEffect struct {
 		version uint64
@@ -316,6 +318,9 @@ func (c *core) mayStart(s *monitored, byHand bool) bool {
 	case why != "" && byHand:
 		s.Wanted = nil
 		c.enter(s, stateIdle, "not started: "+why)
+		return false
+	case c.elsewhere(name) != "":
+		c.because(s, "") // as it should be
 		return false
 	case why != "":
 		c.because(s, "not started by itself: "+why)

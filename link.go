@@ -305,15 +305,15 @@ func (c *core) round() {
 		p.linked = good
 		c.stirred = true
 		c.rouse()
-		state := "the link is good"
+		state := "good"
 		switch {
 		case good:
 		case !p.known:
 			state = "it begins anew"
 		default:
-			state = "the link is lost: nothing of it that answers this node for " + c.cluster.timeout.String()
+			state = "lost: nothing of it that answers this node for " + c.cluster.timeout.String()
 		}
-		c.send(transitionEffect{"", string(c.state), string(c.state), p.name + ": " + state})
+		c.send(linkEffect{p.name, state})
 	}
 }
 

@@ -76,9 +76,7 @@ func (s *shell) memberEffect(e event, f effect) bool {
 		s.store.fill(f.to, &f.beat.data)
 		s.d.heartbeats.send(f.to, f.heartbeat, f.beat)
 	case acceptEffect:
-		b := e.(beatEvent).beat
-		s.d.heartbeats.accepted(f.from, b.data)
-		s.accepted = &b
+		s.d.heartbeats.accepted(f.from, e.(beatEvent).beat.data)
 	case votesEffect:
 		s.jobs.Go(func() {
 			err := writeVotes(s.d.paths, f.votes)
@@ -91,6 +89,8 @@ func (s *shell) memberEffect(e event, f effect) bool {
 		if err := s.tellGuard(f); err != nil {
 			s.say(func() { s.d.log.Error("the guard does not know what is held", "err", err) })
 		}
+	case linkEffect:
+		s.say(func() { s.d.log.Info("link", "peer", f.peer, "state", f.state) })
 	case anewEffect:
 		s.anew = &f
 	default:

@@ -303,6 +303,8 @@ func effectText(f effect) string {
 		return "wake " + f.at.Sub(scriptStart).String()
 	case refuseEffect:
 		return "refuse: " + f.err.Error()
+	case linkEffect:
+		return "link with " + f.peer + ": " + f.state
 	case votesEffect:
 		data, _ := json.Marshal(f.votes) // it holds nothing that JSON does not
 		return fmt.Sprintf("votes %d %s", f.version, data)

@@ -166,8 +166,9 @@ func (s *shell) announce() {
 }
 
 // takeData takes the data of a beat that counts.
-func (s *shell) takeData(from string, b beat) {
-	changed, fetches := s.store.take(time.Now(), from, b.epoch, b.data)
+func (s *shell) takeData(e beatEvent) {
+	from := e.from
+	changed, fetches := s.store.take(time.Now(), from, e.beat.epoch, e.beat.data)
 	for _, f := range fetches {
 		s.fetch(f)
 	}

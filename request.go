@@ -373,6 +373,11 @@ func handleDaemonStop(ctx context.Context, d *daemon, o options) (reply, error) 
 	if id := o.text("thr_id"); id != "" {
 		return replyOf(d, nil, nil), d.threadStop(ctx, id)
 	}
+	if !o.flag("force") {
+		if err := d.monitor.mayStop(ctx); err != nil {
+			return reply{}, err
+		}
+	}
 	return d.stopByRequest("daemon_stop")
 }
 

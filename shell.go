@@ -49,7 +49,6 @@ type shell struct {
 	wake      *time.Timer
 	wakeAt    time.Time
 	refused   error       // by the step just taken
-	accepted  *beat       // in the step just taken
 	anew      *anewEffect // why this shell is to end
 	ran       leaseClock  // when it waited last
 	guard     guardian
@@ -282,12 +281,10 @@ func (s *shell) step(e event) {
 			s.refused = f.err
 		}
 	}
-	accepted := s.accepted
-	s.accepted = nil
 	s.touched(e, effects)
 	s.publish()
-	if accepted != nil { // not before: it is a step of its own, as publish may be
-		s.takeData(e.(beatEvent).from, *accepted)
+	if slices.ContainsFunc(effects, func(f effect) bool { _, ok := f.(acceptEffect); return ok }) {
+		s.takeData(e.(beatEvent)) // not before: it is a step of its own
 	}
 }
 

@@ -193,11 +193,16 @@ func showThread(id string, t threadData, now time.Time) (row, attention []string
 	if fault, _ := t.Config["error"].(string); fault != "" && t.State == "running" {
 		attention = append(attention, fmt.Sprintf("%s stays where it is: %s", id, fault))
 	}
+	peers, stale := showPeers(id, t)
+	attention = append(attention, stale...)
 	if attention != nil {
 		mark = "! "
 	}
 	where, _ := t.Config["bound"].(string)
 	count := func(name string) int { n, _ := t.Stats[name].(float64); return int(n) }
+	if peers != "" {
+		return []string{mark + id, t.State, since(t.Created, now), where, peers}, attention
+	}
 	if t.Stats["requests"] == nil {
 		return []string{mark + id, t.State, since(t.Created, now)}, attention
 	}
@@ -205,6 +210,26 @@ func showThread(id string, t threadData, now time.Time) (row, attention []string
 		mark + id, t.State, since(t.Created, now), where,
 		fmt.Sprintf("%d requests, %d errors, %d invalid", count("requests"), count("errors"), count("invalid")+count("dropped")),
 	}, attention
+}
+
+// showPeers says how a heartbeat's thread is with each peer, if it is one, and
+// what is wrong.
+func showPeers(id string, t threadData) (cell string, attention []string) {
+	peers, _ := t.Stats["peers"].(map[string]any)
+	for _, peer := range slices.Sorted(maps.Keys(peers)) {
+		path, _ := peers[peer].(map[string]any)
+		cell += peer + fmt.Sprintf(" %v, ", path["state"])
+		switch fault, _ := path["error"].(string); {
+		case t.State != "running":
+		case fault != "":
+			attention = append(attention, fmt.Sprintf("%s: to %s: %s", id, peer, fault))
+		case path["state"] == "stale" && path["bad"] != nil:
+			attention = append(attention, fmt.Sprintf("%s: %s is not heard: what comes under its name does not open; is the secret the same there?", id, peer))
+		case path["state"] == "stale":
+			attention = append(attention, fmt.Sprintf("%s: %s is not heard", id, peer))
+		}
+	}
+	return strings.TrimSuffix(cell, ", "), attention
 }
 
 // since writes how long ago a time of daemon_status was.

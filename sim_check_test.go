@@ -164,7 +164,7 @@ func (k *simCheck) began(n *simNode, c *simCopy) {
 	if n.s.quorum && c.service.several {
 		k.granting(n, c)
 	}
-	if c.service.several && !n.guard.alive {
+	if c.service.several && !n.guard.told {
 		n.s.fail("%s starts %s without a guard", n.name, c.service.name)
 	}
 }
@@ -173,6 +173,9 @@ func (k *simCheck) began(n *simNode, c *simCopy) {
 func (k *simCheck) sent(n, to *simNode, b beat) { k.heard[n.index] = b.heard }
 
 func (k *simCheck) accepted(n *simNode, p *simPacket) {
+	if p.sent < k.accepts[n.index][p.from].sent {
+		n.s.fail("I8: %s takes an old beat for a new one", n.name)
+	}
 	k.accepts[n.index][p.from] = accepted{n.s.now, p.sent}
 }
 
@@ -202,7 +205,7 @@ func (k *simCheck) granted(n *simNode, now *votes) {
 // bound is how long it takes at most, once all is healed, until everything is
 // as it should be.
 func (k *simCheck) bound(s *sim) time.Duration {
-	return s.longest + 2*s.term() + s.rejoin + 4*s.timeout + 2*s.recheck + 100*time.Second + 5*s.grace
+	return 2*s.longest + 3*s.term() + s.rejoin + 4*s.timeout + 2*s.recheck + 100*time.Second + 5*s.grace
 }
 
 // live is I3 and I4: everything is healed for long enough.
@@ -263,5 +266,18 @@ func (k *simCheck) still(s *sim) bool {
 	return s.fault == ""
 }
 
-// bounded is I7.
-func (k *simCheck) bounded(s *sim) {}
+// bounded is I7: what a core holds does not grow.
+func (k *simCheck) bounded(s *sim) {
+	n := s.nodes[s.random.IntN(s.size)]
+	if n.core == nil {
+		return
+	}
+	c := n.core
+	sizes := []int{len(c.claimed), len(c.gone), len(c.grants)}
+	for _, p := range c.peers {
+		sizes = append(sizes, len(p.claims), len(p.sent)-sentKept, len(p.voting)-votesPending, len(p.refuses))
+	}
+	if most := slices.Max(sizes); most > len(s.services) {
+		s.fail("I7: %s holds tables of %v entries", n.name, sizes)
+	}
+}

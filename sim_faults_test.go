@@ -136,15 +136,15 @@ func (s *sim) calm() {
 	if !s.check.live(s) {
 		return
 	}
-	s.after(s.between2(20*time.Second, 2*time.Minute), func() {
+	s.after(s.span(20*time.Second, 2*time.Minute), func() {
 		if !s.check.still(s) {
 			return
 		}
 		s.log("---- faults")
 		f := &s.faults
 		f.healing = false
-		f.until = s.now + s.between2(30*time.Second, 6*time.Minute)
-		s.between = s.between2(2*time.Second, 30*time.Second)
+		f.until = s.now + s.span(30*time.Second, 6*time.Minute)
+		s.between = s.span(2*time.Second, 30*time.Second)
 		if s.chance(40) {
 			f.replays++
 		}
@@ -481,12 +481,16 @@ var simFaultKinds = []simFaultKind{
 	}},
 	{"journal lost", func(s *sim) func() {
 		n := s.anyNode()
-		if !s.chance(30) || n.disk.votes == nil {
+		if !s.chance(50) || n.disk.votes == nil {
 			return nil
 		}
-		n.crash("its disk is broken")
+		if s.chance(50) {
+			n.crash("its disk is broken")
+			n.machineBack(s.about(10 * time.Second))
+		} else {
+			n.restart()
+		}
 		n.disk.votes, n.disk.lost = nil, true
-		n.machineBack(s.about(10 * time.Second))
 		return nothing
 	}},
 	{"wall clock stepped", func(s *sim) func() {
@@ -585,7 +589,7 @@ func (n *simNode) outage() func() {
 
 func (n *simNode) restart() {
 	n.kill("killed")
-	n.machine(n.s.between2(100*time.Millisecond, 200*time.Millisecond), n.daemonStart)
+	n.machine(n.s.span(100*time.Millisecond, 200*time.Millisecond), n.daemonStart)
 }
 
 func (n *simNode) daemonDown() func() {
@@ -593,6 +597,6 @@ func (n *simNode) daemonDown() func() {
 	n.kill("killed, and kept down")
 	return func() {
 		n.down--
-		n.machine(n.s.between2(time.Millisecond, 200*time.Millisecond), n.daemonStart)
+		n.machine(n.s.span(time.Millisecond, 200*time.Millisecond), n.daemonStart)
 	}
 }

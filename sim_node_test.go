@@ -84,6 +84,7 @@ type simGuard struct {
 	alive, paused bool
 	token         int
 	starting      bool
+	told          bool // what the core knows
 }
 
 func newSimNode(s *sim, index int) *simNode {
@@ -142,7 +143,7 @@ func (n *simNode) until(at leaseClock) time.Duration {
 	if d <= 0 {
 		return 0
 	}
-	return d*976/1000 + 10*time.Microsecond // a little early, and looked at again
+	return d*700/1000 + 10*time.Microsecond // early, and looked at again
 }
 
 // boot turns the machine on.
@@ -157,6 +158,10 @@ func (n *simNode) boot() {
 	n.rawAt, n.bootAt = s.upTo(time.Hour), s.upTo(time.Hour)
 	rate := func() int64 { return s.random.Int64N(2*s.drift+1) - s.drift }
 	n.rawRate, n.bootRate = rate(), rate()
+	if s.wild && s.chance(50) {
+		// Each rule for clocks stands one that is wrong.
+		*[]*int64{&n.rawRate, &n.bootRate}[s.random.IntN(2)] = s.random.Int64N(600_000) - 300_000
+	}
 	n.run = simRun{intents: map[string]intent{}}
 	n.guard = simGuard{token: n.guard.token}
 	n.log("boots")
@@ -246,13 +251,19 @@ func (n *simNode) guardRevive() {
 		return
 	}
 	n.guard.starting = true
-	n.later(n.s.between2(5*time.Millisecond, 300*time.Millisecond), func() {
+	n.later(n.s.span(5*time.Millisecond, 300*time.Millisecond), func() {
 		n.guard.alive, n.guard.paused, n.guard.starting = true, false, false
 		n.log("has a guard")
 		n.s.check.guarded(n)
 		n.guardWatch()
-		n.step(guardEvent{true})
+		n.guardSays(true)
 	})
+}
+
+// guardSays tells the core; from then on it counts.
+func (n *simNode) guardSays(alive bool) {
+	n.guard.told = alive
+	n.step(guardEvent{alive})
 }
 
 func (n *simNode) guardKill() {
@@ -263,7 +274,7 @@ func (n *simNode) guardKill() {
 		n.s.check.unguarded(n)
 		n.later(n.s.upTo(50*time.Millisecond), func() {
 			if !n.guard.alive {
-				n.step(guardEvent{false})
+				n.guardSays(false)
 				n.guardRevive()
 			}
 		})
@@ -277,7 +288,7 @@ func (n *simNode) guardPause() {
 		n.s.check.unguarded(n)
 		n.later(n.s.timeout/2, func() {
 			if n.guard.paused {
-				n.step(guardEvent{false})
+				n.guardSays(false)
 			}
 		})
 	}
@@ -289,7 +300,7 @@ func (n *simNode) guardResume() {
 		n.guard.paused = false
 		n.s.check.guarded(n)
 		n.guardWatch()
-		n.later(0, func() { n.step(guardEvent{true}) })
+		n.later(0, func() { n.guardSays(true) })
 	}
 }
 
@@ -322,7 +333,7 @@ func (n *simNode) guardWatch() {
 		if last := at.add(n.s.grace * 5 / 6); n.s.reboots && c.up {
 			if now.reached(last) {
 				n.crash("quorum_action")
-				n.machineBack(n.s.between2(5*time.Second, time.Minute))
+				n.machineBack(n.s.span(5*time.Second, time.Minute))
 				return
 			}
 			next = min(next, n.until(last))
@@ -388,7 +399,7 @@ func (n *simNode) guardStopNext(c *simCopy, i int) {
 // stopTime draws what comes of a stop script.
 func (n *simNode) stopTime(c *simCopy) (d time.Duration, works bool) {
 	s := n.s
-	d = s.between2(time.Millisecond, s.grace*35/100/time.Duration(len(c.running)))
+	d = s.span(time.Millisecond, s.grace*35/100/time.Duration(len(c.running)))
 	switch {
 	case c.failing[stopHangs] > 0:
 		c.stuck = true

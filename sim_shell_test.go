@@ -24,6 +24,8 @@ type simDaemon struct {
 	wakes  time.Time
 	waking int
 
+	notes map[string]string // of a planted bug
+
 	taking *simPacket // the beat of the present step
 	anew   *anewEffect
 }
@@ -90,7 +92,7 @@ func (n *simNode) writeTime() time.Duration {
 	if n.disk.slow > 0 {
 		return n.s.upTo(2 * n.s.timeout)
 	}
-	return n.s.between2(100*time.Microsecond, 10*time.Millisecond)
+	return n.s.span(100*time.Microsecond, 10*time.Millisecond)
 }
 
 func (n *simNode) born(mute time.Duration) {
@@ -121,9 +123,11 @@ func (n *simNode) born(mute time.Duration) {
 	n.mine, n.know = nil, make([]*simBrief, s.size)
 	n.writing, n.pending, n.wakes = nil, nil, time.Time{}
 	n.s.check.emitted[n.index] = b.votes.clone()
+	n.notes = map[string]string{}
 	n.core = newCore(b)
+	n.guard.told = false
 	if n.guard.alive && !n.guard.paused {
-		n.step(guardEvent{true})
+		n.guardSays(true)
 	} else if !n.guard.alive {
 		n.guardRevive()
 	}
@@ -246,8 +250,11 @@ func (n *simNode) step(e event) {
 	if len(effects) > 60+20*n.s.size {
 		n.s.fail("%s: %d effects of a step", n.name, len(effects))
 	}
+	gen := n.gen
 	for _, f := range effects {
-		n.perform(f)
+		if n.perform(f); n.gen != gen {
+			return // the machine went down
+		}
 		if n.anew != nil {
 			n.beginAnew()
 			return
@@ -336,7 +343,7 @@ func (n *simNode) perform(f effect) {
 		})
 	case saveEffect:
 		n.run.intents[f.service] = f.intent
-	case transitionEffect:
+	case transitionEffect, linkEffect:
 		if n.s.tracing() {
 			n.log("    %s", effectText(f))
 		}
@@ -440,7 +447,7 @@ func (n *simNode) startNext(c *simCopy, cmd *simCommand, i int) {
 		return
 	}
 	s := n.s
-	d := s.between2(time.Millisecond, c.service.starts/time.Duration(len(c.running)))
+	d := s.span(time.Millisecond, c.service.starts/time.Duration(len(c.running)))
 	fails, lies := c.failing[startFails] > 0 && s.chance(80), c.failing[startLies] > 0 && s.chance(80)
 	if c.failing[startHangs] > 0 && s.chance(80) {
 		d, fails = 30*time.Second, true
@@ -553,7 +560,7 @@ func (n *simNode) stopNext(c *simCopy, cmd *simCommand, i int, only []bool, then
 // only then does it look what runs.
 func (n *simNode) settle(c *simCopy, left *simCommand) {
 	if left == nil || left.order.Verb == verbStop {
-		n.later(n.s.between2(time.Millisecond, 200*time.Millisecond), func() { n.settled(c) })
+		n.later(n.s.span(time.Millisecond, 200*time.Millisecond), func() { n.settled(c) })
 		return
 	}
 	n.later(n.s.upTo(20*time.Millisecond), func() { n.stopQuietly(c, left, len(c.running)-1) })

@@ -57,6 +57,7 @@ type simConf struct {
 	latency                  time.Duration
 	between                  time.Duration // mean time between faults
 	drift                    int64         // largest, in ppm
+	wild                     bool          // one of the clocks of a machine may go as it likes
 }
 
 type simEvent struct {
@@ -140,10 +141,10 @@ func (s *sim) chance(percent int) bool { return s.random.IntN(100) < percent }
 
 // upTo draws a duration, evenly.
 func (s *sim) upTo(d time.Duration) time.Duration {
-	return s.between2(0, d)
+	return s.span(0, d)
 }
 
-func (s *sim) between2(low, high time.Duration) time.Duration {
+func (s *sim) span(low, high time.Duration) time.Duration {
 	if high <= low {
 		return low
 	}
@@ -173,8 +174,8 @@ func newSim(seed uint64, hours float64, p *plant, say func(string)) *sim {
 		s.nodes = append(s.nodes, newSimNode(s, i))
 	}
 	s.drawServices()
-	s.log("seed %d: %d nodes, %d witnesses, quorum %v, interval %s, timeout %s, grace %s, rejoin %s, recheck %s, latency %s, reboots %v, stuck %v, drift %d",
-		seed, s.size, s.witnesses, s.quorum, s.interval, s.timeout, s.grace, s.rejoin, s.recheck, s.latency, s.reboots, s.stuck, s.drift)
+	s.log("seed %d: %d nodes, %d witnesses, quorum %v, interval %s, timeout %s, grace %s, rejoin %s, recheck %s, latency %s, reboots %v, stuck %v, drift %d, wild %v",
+		seed, s.size, s.witnesses, s.quorum, s.interval, s.timeout, s.grace, s.rejoin, s.recheck, s.latency, s.reboots, s.stuck, s.drift, s.wild)
 	s.check.begin(s)
 	s.faults.begin(s)
 	for _, n := range s.nodes {
@@ -192,28 +193,29 @@ func (s *sim) draw() {
 	if s.chance(10) {
 		s.quorum = !s.quorum
 	}
-	s.timeout = s.between2(time.Second, 6*time.Second)
+	s.timeout = s.span(time.Second, 6*time.Second)
 	if s.chance(40) {
 		s.timeout = 3 * time.Second
 	}
-	s.grace = s.between2(time.Second, 5*time.Second)
+	s.grace = s.span(time.Second, 5*time.Second)
 	if s.chance(40) {
 		s.grace = 3 * time.Second
 	}
-	s.interval = s.timeout / time.Duration(2+s.random.IntN(5))
-	s.rejoin = s.between2(5*time.Second, 30*time.Second)
-	s.recheck = s.between2(2*time.Second, 10*time.Second)
+	s.interval = s.timeout / time.Duration(3+s.random.IntN(5)) // with less, one acknowledgement is too old before the next comes
+	s.rejoin = s.span(5*time.Second, 30*time.Second)
+	s.recheck = s.span(2*time.Second, 10*time.Second)
 	s.longest = s.term().Truncate(time.Millisecond) + time.Millisecond
 	if s.chance(30) {
 		s.longest *= 3
 	}
 	s.reboots, s.stuck = s.chance(40), s.chance(20)
-	s.latency = s.between2(100*time.Microsecond, 20*time.Millisecond)
+	s.latency = s.span(100*time.Microsecond, 20*time.Millisecond)
 	if s.chance(20) {
-		s.latency = s.between2(20*time.Millisecond, s.timeout/8)
+		s.latency = s.span(20*time.Millisecond, s.timeout/16)
 	}
-	s.between = s.between2(3*time.Second, 30*time.Second)
+	s.between = s.span(3*time.Second, 30*time.Second)
 	s.drift = []int64{0, 100, 10_000, 23_000, 23_000}[s.random.IntN(5)]
+	s.wild = s.chance(25)
 }
 
 // simService is a service file, in truth and as each node reads it.
@@ -229,7 +231,7 @@ type simService struct {
 
 func (s *sim) drawServices() {
 	for i := range 1 + s.random.IntN(4) {
-		v := &simService{index: i, name: string(rune('a' + i)), starts: s.between2(10*time.Millisecond, 4*time.Second)}
+		v := &simService{index: i, name: string(rune('a' + i)), starts: s.span(10*time.Millisecond, 4*time.Second)}
 		for j := range s.size - s.witnesses {
 			v.nodes = append(v.nodes, j)
 		}

@@ -1,13 +1,11 @@
-// watchdog.go: the watchdog that ends the machine when the guard does not feed
-// it, and the timer by which the guard sleeps. Both are the guard's loop's.
+// watchdog.go: node.watchdog, which ends the machine when the guard does not
+// feed it. It is the guard's loop's (guard.go), and tells that this works.
 
 package main
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 
@@ -45,7 +43,7 @@ func (g *guard) feed(now leaseClock) {
 		s := g.stops[name]
 		return now.reached(l.until(name)) && (s == nil || !s.down)
 	})
-	if w.fd < 0 || waiting || now.ahead(w.fed.add(w.every)) > time.Millisecond {
+	if w.fd < 0 || waiting || !now.reached(w.fed.add(w.every)) {
 		return
 	}
 	_, err := unix.Write(w.fd, []byte{0})
@@ -99,44 +97,4 @@ func (w *watchdog) close() {
 		unix.Close(w.fd)
 		w.fd = -1
 	}
-}
-
-// bootTimer wakes at a time of CLOCK_BOOTTIME. Go's timers stand still while
-// the machine is suspended, and would be late by the rest of their time.
-type bootTimer struct {
-	f    *os.File
-	wake chan struct{}
-}
-
-func newBootTimer() (*bootTimer, error) {
-	fd, err := unix.TimerfdCreate(unix.CLOCK_BOOTTIME, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("cannot make a timer: %w", err)
-	}
-	return &bootTimer{os.NewFile(uintptr(fd), "timer"), make(chan struct{}, 1)}, nil
-}
-
-// run passes wakes on until the timer is closed.
-func (t *bootTimer) run() {
-	for count := make([]byte, binary.MaxVarintLen64); ; {
-		if _, err := t.f.Read(count); err != nil {
-			return
-		}
-		select {
-		case t.wake <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// arm sets the time to wake, above 0.
-func (t *bootTimer) arm(at time.Duration) error {
-	raw, err := t.f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	controlErr := raw.Control(func(fd uintptr) {
-		err = unix.TimerfdSettime(int(fd), unix.TFD_TIMER_ABSTIME, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(at))}, nil)
-	})
-	return errors.Join(controlErr, err)
 }

@@ -26,8 +26,10 @@ type fabric struct {
 }
 
 type fabricLink struct {
-	random        *rand.Rand
+	seed          uint64
 	index, seq    int64
+	last          int64 // when something was sent last, and how often since
+	again         uint64
 	delay, jitter time.Duration
 	loss, twice   float64
 	cuts          int
@@ -54,7 +56,7 @@ func newFabric(seed uint64, nodes []string) *fabric {
 		for j, to := range nodes {
 			index := int64(i*len(nodes) + j)
 			f.links[[2]string{from, to}] = &fabricLink{
-				random: newSource(seed, 1000+uint64(index)), index: index, delay: fabricDelay, jitter: fabricJitter,
+				seed: seed, index: index, delay: fabricDelay, jitter: fabricJitter,
 			}
 		}
 	}
@@ -65,11 +67,21 @@ func fabricAddr(index int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, 0,
 
 // wait is how long what is sent now is under way; false: it is lost.
 func (l *fabricLink) wait() (time.Duration, bool) {
-	draw, d := l.random.Float64(), l.delay+time.Duration(l.random.Int64N(int64(l.jitter)+1))
+	random, now := l.draws(), time.Now().UnixNano()
+	draw, d := random.Float64(), l.delay+time.Duration(random.Int64N(int64(l.jitter)+1))
 	l.seq++
-	now := time.Now().UnixNano()
 	at := (now+int64(d))/fabricSlot*fabricSlot + fabricSlot + l.index*64 + l.seq%64
 	return time.Duration(at - now), l.cuts == 0 && draw >= l.loss
+}
+
+// draws is a source for what is sent now: what else was sent earlier does not
+// change what comes of it.
+func (l *fabricLink) draws() *rand.Rand {
+	now := time.Now().UnixNano()
+	if l.again++; now != l.last {
+		l.last, l.again = now, 0
+	}
+	return newSource(l.seed^uint64(l.index+1)<<48^l.again<<40, uint64(now))
 }
 
 // set changes the links between two nodes in one direction.
@@ -534,9 +546,14 @@ func (h *fabricHost) listenPacket(at netip.AddrPort) (packetConn, error) {
 	return p, nil
 }
 
-func (h *fabricHost) dialPacket(_ context.Context, _ netip.Addr, host string, port int) (packetSender, error) {
+// dialPacket takes a moment: what is sent at the very start of a daemon is
+// always too early.
+func (h *fabricHost) dialPacket(ctx context.Context, _ netip.Addr, host string, port int) (packetSender, error) {
 	h.f.mu.Lock()
 	defer h.f.mu.Unlock()
+	if err := pauseUnlocked(ctx, &h.f.mu, time.Microsecond); err != nil {
+		return nil, err
+	}
 	to, known := h.f.resolve(host)
 	switch {
 	case h.dead:
@@ -588,7 +605,7 @@ func (p *fabricPacket) send(b []byte, to netip.AddrPort) (int, error) {
 		}
 	}
 	f.later(p.h.node, node, deliver)
-	if l := f.links[[2]string{p.h.node, node}]; l.random.Float64() < l.twice {
+	if l := f.links[[2]string{p.h.node, node}]; l.twice > 0 && l.draws().Float64() < l.twice {
 		f.later(p.h.node, node, deliver)
 	}
 	return len(b), nil

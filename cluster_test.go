@@ -50,6 +50,8 @@ type virtualCluster struct {
 	nodes  []*clusterNode
 	lives  sync.WaitGroup // daemons, also those that crashed
 
+	forgets bool // planted: what a voter granted is gone when its daemon crashes
+
 	mu sync.Mutex // guards the nodes; not held while anything is waited for
 }
 
@@ -91,7 +93,7 @@ func newVirtualCluster(tb testing.TB, dir string, conf clusterConf) *virtualClus
 	for i, name := range clusterNames(conf.size) {
 		n := &clusterNode{c: c, index: i, name: name, log: &logText{}, root: filepath.Join(dir, name+".0"), random: newSource(conf.seed, 10+uint64(i))}
 		n.machine = &fakeMachine{
-			w: c.world, node: name, random: newSource(conf.seed, 100+uint64(i)), grace: conf.grace, reboot: conf.reboot,
+			w: c.world, node: name, seed: conf.seed, random: newSource(conf.seed, 100+uint64(i)), grace: conf.grace, reboot: conf.reboot,
 			off: n.machineCrash, end: func() { n.crash(); n.startLater(100 * time.Millisecond) },
 		}
 		c.world.machines = append(c.world.machines, n.machine)
@@ -144,7 +146,9 @@ func (n *clusterNode) boot() {
 
 // startLater starts the daemon, unless one runs by then.
 func (n *clusterNode) startLater(d time.Duration) {
+	n.c.world.mu.Lock()
 	boot := n.machine.boots
+	n.c.world.mu.Unlock()
 	time.AfterFunc(d, func() {
 		n.c.mu.Lock()
 		defer n.c.mu.Unlock()
@@ -180,7 +184,12 @@ func (n *clusterNode) start() {
 	d.watcher = &watcher{wakes: map[int32][]chan struct{}{}}
 	d.logs.watcher = d.watcher
 	d.listenLocal = func(string) (*net.UnixListener, error) { return nil, nil }
-	d.command = func(in *instance) commandRunner { return m.runner(l, in) }
+	d.command = func(in *instance) commandRunner {
+		phase := newSource(c.conf.seed, uint64(time.Since(c.world.begun))^uint64(n.index)<<56^uint64(in.name()[0])<<48).Uint64()
+		in.random = func() uint64 { return phase } // not of a source: goroutines ask in any order
+		return m.runner(l, in)
+	}
+	d.stats = func() nodeStats { return nodeStats{} }
 	d.kill, d.openGuard = m.kill, m.openGuard(l, p, d)
 	source := rand.New(rand.NewPCG(c.conf.seed^uint64(n.index+1)<<32, uint64(time.Since(c.world.begun))))
 	var drawing sync.Mutex
@@ -245,6 +254,9 @@ func (n *clusterNode) crashBy(machine bool) {
 	if machine { // OSVCRUN is gone, but for the keys, which are derived anew
 		keys, err := os.ReadFile(p.keys())
 		must(n.c.tb, errors.Join(err, os.RemoveAll(p.run), os.MkdirAll(p.run, 0o700), os.WriteFile(p.keys(), keys, 0o600)))
+	}
+	if n.c.forgets {
+		must(n.c.tb, os.WriteFile(p.votes(), []byte("{}"), 0o600))
 	}
 	n.c.world.mu.Lock()
 	n.machine.paths, n.machine.lives = p, false
@@ -389,7 +401,10 @@ func (c *virtualCluster) settles(within time.Duration) {
 func (c *virtualCluster) close() {
 	var stops sync.WaitGroup
 	for _, n := range c.nodes {
-		stops.Go(n.stop)
+		stops.Go(func() {
+			time.Sleep(time.Duration(n.index) * time.Microsecond) // in this order
+			n.stop()
+		})
 	}
 	stops.Wait()
 	c.lives.Wait()
@@ -405,25 +420,11 @@ func (c *virtualCluster) close() {
 	}
 }
 
-// virtually runs f with a cluster in a bubble, and returns the truth.
+// virtually runs f with a cluster in a bubble, and returns the truth, of which
+// nothing may be wrong.
 func virtually(t *testing.T, conf clusterConf, f func(c *virtualCluster)) *fakeWorld {
 	t.Helper()
-	labKeys() // outside: scrypt's time is real
-	bootID()
-	dir, err := os.MkdirTemp(fastFolder(), "agentd-cluster")
-	must(t, err)
-	defer os.RemoveAll(dir)
-	stuck := time.AfterFunc(3*time.Minute, func() { panic("virtual time stands still:\n" + allStacks()) })
-	defer stuck.Stop()
-	var c *virtualCluster
-	synctest.Test(t, func(t *testing.T) {
-		c = newVirtualCluster(t, dir, conf)
-		for _, n := range c.nodes {
-			n.boot()
-		}
-		f(c)
-		c.close()
-	})
+	c := inBubble(t, conf, f)
 	if len(c.world.faults) > 0 {
 		trace := c.world.trace
 		t.Errorf("seed %d: %s\n%s", conf.seed, strings.Join(c.world.faults, "\n"), strings.Join(trace[max(0, len(trace)-60):], "\n"))
@@ -433,6 +434,26 @@ func virtually(t *testing.T, conf clusterConf, f func(c *virtualCluster)) *fakeW
 		}
 	}
 	return c.world
+}
+
+func inBubble(t *testing.T, conf clusterConf, f func(c *virtualCluster)) (c *virtualCluster) {
+	t.Helper()
+	labKeys() // outside: scrypt's time is real
+	bootID()
+	dir, err := os.MkdirTemp(fastFolder(), "agentd-cluster")
+	must(t, err)
+	defer os.RemoveAll(dir)
+	stuck := time.AfterFunc(3*time.Minute, func() { panic("virtual time stands still:\n" + allStacks()) })
+	defer stuck.Stop()
+	synctest.Test(t, func(t *testing.T) {
+		c = newVirtualCluster(t, dir, conf)
+		for _, n := range c.nodes {
+			n.boot()
+		}
+		f(c)
+		c.close()
+	})
+	return c
 }
 
 // fastFolder is where syncing costs nothing.
@@ -473,21 +494,87 @@ func TestClusterAnswers(t *testing.T) {
 	})
 }
 
-// A failover service starts on its first node, and moves when that is gone.
+// A failover service moves when its node is gone, as soon as it may: when the
+// grants' term is over.
 func TestClusterTakesOver(t *testing.T) {
 	conf := plainConf(3)
 	conf.services = []*fakeService{failoverService("a", "n1", "n2", "n3"), failoverService("b", "n2", "n3", "n1")}
-	w := virtually(t, conf, func(c *virtualCluster) {
+	virtually(t, conf, func(c *virtualCluster) {
 		c.settles(20 * time.Second)
-		c.nodes[0].machineCrash("test", time.Minute)
-		time.Sleep(15 * time.Second)
-		c.world.mu.Lock()
-		if !c.world.machines[1].runs("a") && !c.world.machines[2].runs("a") {
-			t.Error("a was not taken over")
+		holder := c.holder("a")
+		holder.machineCrash("test", time.Minute)
+		time.Sleep((conf.timeout+conf.grace)*105/100 + conf.interval + conf.grace/4)
+		if now := c.holder("a"); now == nil || now == holder {
+			t.Error("a was not taken over in time")
 		}
-		c.world.mu.Unlock()
-		time.Sleep(50 * time.Second)
+		time.Sleep(time.Minute)
 		c.settles(20 * time.Second)
 	})
-	t.Log("\n" + strings.Join(w.trace, "\n"))
+}
+
+// holder is the node that a service runs on.
+func (c *virtualCluster) holder(service string) *clusterNode {
+	c.world.mu.Lock()
+	defer c.world.mu.Unlock()
+	for _, n := range c.nodes {
+		if n.machine.runs(service) {
+			return n
+		}
+	}
+	return nil
+}
+
+// isolate cuts a node off.
+func (c *virtualCluster) isolate(n *clusterNode) {
+	for _, o := range c.nodes {
+		c.fabric.set(n.name, o.name, func(l *fabricLink) { l.cuts++ })
+		c.fabric.set(o.name, n.name, func(l *fabricLink) { l.cuts++ })
+	}
+}
+
+// A checker that cannot fail is worth nothing: two copies are found where a part
+// of what prevents them is missing, and not where it is there.
+func TestClusterFindsTwoCopies(t *testing.T) {
+	conf := plainConf(3)
+	conf.services = []*fakeService{failoverService("a", "n1", "n2", "n3")}
+	tests := []struct {
+		name  string
+		plant func(c *virtualCluster, holder *clusterNode)
+		then  func(c *virtualCluster, holder *clusterNode)
+	}{
+		{"no guard", func(c *virtualCluster, holder *clusterNode) { holder.machine.guard.absent = true }, func(c *virtualCluster, holder *clusterNode) {
+			holder.crash()
+		}},
+		{"a slow clock", func(c *virtualCluster, holder *clusterNode) { holder.machine.ppm = -800_000 }, func(c *virtualCluster, holder *clusterNode) {
+			c.isolate(holder)
+		}},
+		{"a voter that forgets", func(c *virtualCluster, holder *clusterNode) { c.forgets = true }, func(c *virtualCluster, holder *clusterNode) {
+			c.isolate(holder)
+			for _, n := range c.nodes {
+				if n != holder {
+					n.crash()
+					n.startLater(10 * time.Millisecond)
+				}
+			}
+		}},
+	}
+	for _, test := range tests {
+		for _, planted := range []bool{false, true} {
+			c := inBubble(t, conf, func(c *virtualCluster) {
+				c.settles(20 * time.Second)
+				time.Sleep(5 * time.Second) // all voters know
+				holder := c.holder("a")
+				if planted {
+					c.world.mu.Lock()
+					test.plant(c, holder)
+					c.world.mu.Unlock()
+				}
+				test.then(c, holder)
+				time.Sleep(20 * time.Second)
+			})
+			if found := strings.Contains(strings.Join(c.world.faults, "\n"), "I1"); found != planted {
+				t.Errorf("%s: planted %t, found %t: %q\n%s", test.name, planted, found, c.world.faults, strings.Join(c.world.trace, "\n"))
+			}
+		}
+	}
 }

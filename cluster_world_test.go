@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -48,7 +49,8 @@ func (v *fakeService) text() string {
 type fakeMachine struct {
 	w      *fakeWorld
 	node   string
-	random *rand.Rand
+	random *rand.Rand // of boots
+	seed   uint64
 	grace  time.Duration
 	reboot bool // quorum_action
 	off    func(why string, back time.Duration)
@@ -78,6 +80,7 @@ type fakeCommand struct {
 
 // fakeGuardian is the guard of a machine.
 type fakeGuardian struct {
+	absent   bool // planted
 	runs     bool
 	turn     *time.Timer
 	known    guardList
@@ -219,15 +222,16 @@ func (m *fakeMachine) begin(l *clusterLife, id, verb, service, rid string) *fake
 	}
 	cmd := &fakeCommand{id: id, verb: verb, service: service, rid: rid, done: make(chan struct{})}
 	m.commands[id] = cmd
-	takes := time.Duration(1+m.random.Int64N(5)) * time.Millisecond
+	random := m.draws(verb, service, rid)
+	takes := time.Duration(1+random.Int64N(5)) * time.Millisecond
 	if verb != "check" {
-		takes = time.Duration(5+m.random.Int64N(m.grace.Milliseconds()/8)) * time.Millisecond
+		takes = time.Duration(5+random.Int64N(m.grace.Milliseconds()/8)) * time.Millisecond
 	}
 	fails := m.failing[verb+" "+service] > 0
 	if fails {
 		m.failing[verb+" "+service]--
 	}
-	takes += time.Duration(m.random.Int64N(int64(time.Millisecond)))
+	takes += time.Duration(random.Int64N(int64(time.Millisecond)))
 	m.after(takes/2, func() {
 		if verb == "start" && !cmd.killed {
 			m.set(service, rid, true)
@@ -249,6 +253,14 @@ func (m *fakeMachine) begin(l *clusterLife, id, verb, service, rid string) *fake
 		close(cmd.done)
 	})
 	return cmd
+}
+
+// draws is a source for one command: what else runs does not change what comes
+// of it.
+func (m *fakeMachine) draws(of ...string) *rand.Rand {
+	sum := fnv.New64a()
+	fmt.Fprint(sum, m.seed, m.node, of)
+	return newSource(sum.Sum64(), uint64(m.w.at()))
 }
 
 // after runs f under the lock, in this boot.
@@ -325,7 +337,7 @@ func (h *fakeGuardHandle) run(ctx context.Context) {
 
 // guardTurn has the guard look after d; w.mu is held.
 func (m *fakeMachine) guardTurn(d time.Duration) {
-	if !m.guard.runs {
+	if !m.guard.runs || m.guard.absent {
 		return
 	}
 	if m.guard.turn != nil {
@@ -342,6 +354,9 @@ func (m *fakeMachine) guardTurn(d time.Duration) {
 }
 
 func (m *fakeMachine) guardLook() {
+	if m.guard.absent {
+		return
+	}
 	if l, err := readGuardList(m.paths, m.guard.known); err == nil {
 		m.guard.known = l
 	}
@@ -368,7 +383,7 @@ func (m *fakeMachine) overdue(service string) bool {
 // twelfth of the grace to begin, up to the half to end, and five sixths later
 // comes quorum_action.
 func (m *fakeMachine) guardStop(service string, deadline leaseClock) {
-	if m.guard.stopping[service] || !m.runs(service) && len(m.commands) == 0 {
+	if m.guard.stopping[service] || !m.runs(service) && !m.starting(service) {
 		return
 	}
 	m.guard.stopping[service] = true
@@ -433,7 +448,7 @@ func (m *fakeMachine) guardStopNext(service string, held fileLock, over func()) 
 		if !m.running[service+" "+rid] {
 			continue
 		}
-		m.after(time.Duration(5+m.random.Int64N(m.grace.Milliseconds()/8))*time.Millisecond, func() {
+		m.after(time.Duration(5+m.draws("guard", service, rid).Int64N(m.grace.Milliseconds()/8))*time.Millisecond, func() {
 			m.set(service, rid, false)
 			m.guardStopNext(service, held, over)
 		})

@@ -331,3 +331,17 @@ func BenchmarkBeat(b *testing.B) {
 	b.Run("bad-salt", open(func(raw []byte) { raw[beatClear-nonceSize-1] ^= 1 }))
 	b.Run("bad-sender", open(func(raw []byte) { raw[1+keyIDSize] ^= 1 }))
 }
+
+// Three nodes send 1.5 kB a second each at most, IP and UDP included, whatever
+// services there are (design.md §12). A beat is so large with two keys, while a
+// secret changes.
+func TestIdleTraffic(t *testing.T) {
+	t.Parallel()
+	idle := beat{seq: 1, epoch: 1, heard: 7, data: beatData{token: make([]byte, tokenSize), keys: make([]keyID, 2)}}
+	plain, err := idle.plaintext()
+	must(t, err)
+	const headers, peers, aSecond = 20 + 8, 2, 2
+	if sent := (beatClear + len(plain) + tagSize + headers) * peers * aSecond; sent > 700 {
+		t.Errorf("%d bytes a second", sent)
+	}
+}

@@ -285,11 +285,12 @@ func (c *config) heartbeats() (ids []string) {
 
 // checkHeartbeats finds what no heartbeat can work with.
 func (c *config) checkHeartbeats() (faults []error) {
-	if n := len(c.members()); n > membersLimit {
-		faults = append(faults, fmt.Errorf("%s: %d nodes; a cluster has %d at most", c.at("cluster", "nodes"), n, membersLimit))
+	ids := c.heartbeats()
+	if n := len(c.members()); n > membersLimit && ids != nil {
+		faults = append(faults, fmt.Errorf("%s: %d nodes; a cluster with heartbeats has %d at most", c.at("cluster", "nodes"), n, membersLimit))
 	}
 	ports := map[netip.AddrPort]string{}
-	for _, id := range c.heartbeats() {
+	for _, id := range ids {
 		interval := c.forNode(id, "interval", c.node).(time.Duration)
 		timeout := c.forNode(id, "timeout", c.node).(time.Duration)
 		switch {

@@ -60,8 +60,6 @@ func startBeating(tb testing.TB, i, port int, set settings) *beatingNode {
 func (n *beatingNode) work(d *liveDaemon, s *shell, end chan struct{}) {
 	for {
 		select {
-		case call := <-s.calls:
-			call()
 		case e := <-s.beats:
 			switch e := e.(type) {
 			case beatDue:
@@ -97,29 +95,32 @@ func (n *beatingNode) heard(peer string) int {
 	return len(n.got[peer])
 }
 
-// path is one direction of a heartbeat as daemon_status shows it.
-func (n *beatingNode) path(thread, peer string) pathData {
-	n.tb.Helper()
-	var all map[string]json.RawMessage
-	must(n.tb, askLocal(context.Background(), n.paths, "daemon_status", nil, nil, dataOf(&all)))
-	var t struct {
-		Stats struct{ Peers map[string]pathData }
-	}
-	if all[thread] != nil {
-		must(n.tb, json.Unmarshal(all[thread], &t))
-	}
-	return t.Stats.Peers[peer]
-}
-
+// status is a thread as daemon_status shows it.
 func (n *beatingNode) status(thread string) (t threadData, there bool) {
 	n.tb.Helper()
-	var all map[string]json.RawMessage
-	must(n.tb, askLocal(context.Background(), n.paths, "daemon_status", nil, nil, dataOf(&all)))
-	if all[thread] == nil {
-		return t, false
-	}
-	must(n.tb, json.Unmarshal(all[thread], &t))
-	return t, true
+	n.do(func() {
+		for _, known := range n.threads {
+			if known.id == thread {
+				t, there = known.data(), true
+			}
+		}
+	})
+	raw, err := json.Marshal(t)
+	must(n.tb, err)
+	t = threadData{}
+	must(n.tb, json.Unmarshal(raw, &t))
+	return t, there
+}
+
+// path is one direction of a heartbeat.
+func (n *beatingNode) path(thread, peer string) (p pathData) {
+	n.tb.Helper()
+	t, _ := n.status(thread)
+	peers, _ := t.Stats["peers"].(map[string]any)
+	raw, err := json.Marshal(peers[peer])
+	must(n.tb, err)
+	must(n.tb, json.Unmarshal(raw, &p))
+	return p
 }
 
 func (n *beatingNode) reaches(thread, peer, state string) {
@@ -533,9 +534,11 @@ func TestHeartbeatConfiguration(t *testing.T) {
 	for i := range membersLimit + 1 {
 		many = append(many, fmt.Sprintf("n%d", i+1))
 	}
+	const beats = "[hb#1]\ntype = unicast\n"
 	for text, want := range map[string]string{
-		"[cluster]\nnodes = " + strings.Join(many, " "):                            "node.conf:2: cluster.nodes: 65 nodes; a cluster has 64 at most",
-		"[cluster]\nnodes = " + strings.Join(many[:membersLimit], " "):             "",
+		beats + "[cluster]\nnodes = " + strings.Join(many, " "):                    "node.conf:4: cluster.nodes: 65 nodes; a cluster with heartbeats has 64 at most",
+		beats + "[cluster]\nnodes = " + strings.Join(many[:membersLimit], " "):     "",
+		"[cluster]\nnodes = " + strings.Join(many, " "):                            "",
 		"[hb#1]\ntype = unicast\ninterval = 9ms\n":                                 "node.conf:3: hb#1.interval: 9ms is below 10ms, the shortest",
 		"[hb#1]\ntype = unicast\ntimeout = 900ms\n":                                "node.conf:3: hb#1.timeout: 900ms is less than two intervals of 500ms: one lost beat would be a lost node",
 		"[hb#1]\ntype = unicast\n[hb#2]\ntype = unicast\n":                         "node.conf: hb#2.port: hb#1 receives on 0.0.0.0:10000 already; give each heartbeat a port of its own",

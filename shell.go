@@ -136,14 +136,6 @@ func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{
 		lines: make(chan func(), linesWaiting), beats: make(chan event, beatsWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, texts: map[string]bool{}, wake: time.NewTimer(time.Hour),
 		changed: map[string]bool{"": true}, marks: map[string]serviceMark{}, due: time.NewTimer(time.Hour),
 	}
-	var held map[string]leaseClock
-	s.guard, held = m.d.openGuard(func(alive bool) { s.post(nil, guardEvent{alive}) })
-	defer s.guard.close()
-	born := m.birth(held)
-	s.core = newCore(born)
-	s.store = newDataStore(s.core.node, born.epoch)
-	s.store.linked = func(node string) bool { return s.core.linkState(node) == linkLinked }
-	s.store.members(m.d.config.Load().members())
 	s.folder, s.intents = newFolder(s), newIntents(m.d.paths, m.d.log)
 	var writing sync.WaitGroup
 	writing.Go(func() {
@@ -155,12 +147,20 @@ func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{
 	defer writing.Wait()
 	defer close(s.lines)
 	defer close(s.intents.wake)
+	var held map[string]leaseClock
+	s.guard, held = m.d.openGuard(func(alive bool) { s.post(nil, guardEvent{alive}) })
+	defer s.guard.close()
 	defer s.jobs.Wait()
 	defer cancel()
 	defer close(s.ended)
-	s.jobs.Go(func() { s.folder.run(files) })
-	m.current.Store(s)
+	m.current.Store(s) // who asks already waits for the loop
 	defer m.current.Store(nil)
+	born := m.birth(held)
+	s.core = newCore(born)
+	s.store = newDataStore(s.core.node, born.epoch)
+	s.store.linked = func(node string) bool { return s.core.linkState(node) == linkLinked }
+	s.store.members(m.d.config.Load().members())
+	s.jobs.Go(func() { s.folder.run(files) })
 	calm := time.After(calmDelay)
 	tick := time.NewTicker(s.pause())
 	defer tick.Stop()

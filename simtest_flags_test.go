@@ -7,8 +7,8 @@ import "flag"
 var (
 	simSeed  = flag.Int64("seed", -1, "simulations: run this seed alone, and show its trace with -v")
 	simFirst = flag.Uint64("first", 1, "simulations: the first seed")
-	simSeeds = flag.Uint64("seeds", 60, "simulations: how many seeds; TestClusterFaults: 8 unless given")
-	simHours = flag.Float64("hours", 1, "simulations: virtual hours of each seed; TestClusterFaults: 3 minutes unless given")
+	simSeeds = flag.Uint64("seeds", 40, "simulations: how many seeds; TestClusterFaults: 8 unless given")
+	simHours = flag.Float64("hours", 0.5, "simulations: virtual hours of each seed; TestClusterFaults: 3 minutes unless given")
 )
 
 // flagGiven tells whether a flag was given.

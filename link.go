@@ -188,6 +188,10 @@ func (e beatEvent) apply(c *core) *monitored {
 		p.begin(b)
 		p.fresh = c.clock.add(c.cluster.timeout)
 	}
+	mine := b.ackSalt == saltID(c.salt)
+	if !mine && c.good(p) {
+		return c.nobody() // it was sent to another node, or to an earlier start of this one
+	}
 	p.seq = b.seq
 	for _, v := range b.data.held {
 		if v.node == c.node && v.epoch > c.epoch {
@@ -195,7 +199,6 @@ func (e beatEvent) apply(c *core) *monitored {
 			return c.nobody()
 		}
 	}
-	mine := b.ackSalt == saltID(c.salt)
 	if mine && b.ackSeq > p.seqSent {
 		c.send(anewEffect{c.epoch, fmt.Sprintf("%s has received a beat that this daemon never sent: it was restored from a copy, or runs twice", p.name)})
 		return c.nobody()

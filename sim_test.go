@@ -12,7 +12,6 @@
 package main
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -21,13 +20,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-)
-
-var (
-	simSeed  = flag.Int64("seed", -1, "TestSim: run this seed alone, and show its trace with -v")
-	simFirst = flag.Uint64("first", 1, "TestSim: the first seed")
-	simSeeds = flag.Uint64("seeds", 40, "TestSim: how many seeds")
-	simHours = flag.Float64("hours", 0.5, "TestSim: virtual hours of each seed")
 )
 
 // sim is one cluster, its faults, and what was found.

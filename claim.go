@@ -439,8 +439,9 @@ func (c *core) hopeless(name string, k *claim) bool {
 
 // watch tells the guard what is held and until when, where that changed.
 func (c *core) watch() {
-	if c.quiet && !c.stirred && !c.clock.reached(c.watched.add(c.cluster.timeout/8)) {
-		return // that it comes a little early does no harm
+	near := len(c.guarded.own) > 0 || c.clock.reached(c.guarded.deadline.add(-c.cluster.timeout/2))
+	if c.quiet && !c.stirred && !near && !c.clock.reached(c.watched.add(c.cluster.timeout/8)) {
+		return // what is known there is good for long
 	}
 	c.watched = c.clock
 	e := guardEffect{own: map[string]leaseClock{}}

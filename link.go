@@ -160,7 +160,10 @@ func (c *core) beat(p *peer, heartbeat string) {
 	p.sent = append(p.sent[i:], sentBeat{p.seqSent, c.clock.add(c.cluster.timeout)})
 	b := beat{
 		salt: c.salt, seq: p.seqSent, epoch: c.epoch, list: c.cluster.list, term: c.term(),
-		ackSeq: p.ackSeq, ackSalt: saltID(p.salt), claims: c.claims, granted: p.voted, refused: c.refused(p),
+		ackSeq: p.ackSeq, ackSalt: saltID(p.salt), claims: c.claims,
+	}
+	if c.good(p) { // else what is acknowledged may be a beat that did not count, and extended no grant
+		b.granted, b.refused = p.voted, c.refused(p)
 	}
 	for i, name := range c.cluster.members {
 		if name == c.node || c.peers[name].linked {

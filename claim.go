@@ -200,10 +200,12 @@ func (c *core) award(name string) {
 		if g.Claim == 0 {
 			continue
 		}
-		c.grants[name] = &promise{g, c.clock.add(g.Term), c.touch()}
+		free := c.clock.add(g.Term)
 		if p := c.peers[node]; p != nil {
+			free = p.free // the right that this gives begins with a beat that was received already
 			p.urgent, p.longest = true, min(p.longest, g.Term)
 		}
+		c.grants[name] = &promise{g, free, c.touch()}
 		return
 	}
 }

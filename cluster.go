@@ -143,6 +143,7 @@ type clusterInfo struct {
 	Quorum bool     `json:"quorum"`
 	Voters int      `json:"voters"`
 	Seen   int      `json:"voters_seen"`
+	Silent string   `json:"silent,omitempty"` // why this node sends no beats
 }
 
 // clusterData is the data of daemon_status: a key for each thread, the
@@ -154,6 +155,7 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 		Created: unixSeconds(d.started), Goroutines: runtime.NumGoroutine(),
 	}
 	view := clusterView{node: c.node, said: map[string]map[string]*dataItem{}, links: map[string]linkState{}}
+	silent := ""
 	var unknown error
 	if only != "" {
 		if err := d.monitor.find(ctx, only); err != nil {
@@ -164,7 +166,7 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 		if only != "" {
 			_, unknown = s.known(only)
 		}
-		view.said = s.store.said(only)
+		view.said, silent = s.store.said(only), s.core.silent
 		for _, node := range c.members() {
 			view.links[node] = s.core.linkState(node)
 		}
@@ -180,7 +182,7 @@ func (d *daemon) clusterData(ctx context.Context, only string) (map[string]any, 
 		return nil, unknown
 	}
 	nodes := view.nodes(c)
-	info := clusterInfo{Name: c.text("cluster.name"), Nodes: c.members(), Quorum: c.cluster().quorum, Voters: len(c.members())}
+	info := clusterInfo{Name: c.text("cluster.name"), Nodes: c.members(), Quorum: c.cluster().quorum, Voters: len(c.members()), Silent: silent}
 	for _, n := range nodes {
 		if n.State == linkLinked {
 			info.Seen++

@@ -230,14 +230,14 @@ func bindStart(flags *flag.FlagSet) body {
 	thread := flags.String("thread-id", "", "start only the thread `ID`")
 	return func(ctx context.Context, p paths, _ []string) error {
 		if *thread != "" {
-			return askThread(ctx, p, "daemon_start", *thread)
+			return askThread(ctx, p, "daemon_start", "thr_id="+*thread)
 		}
 		return startDaemon(ctx, p)
 	}
 }
 
-func askThread(ctx context.Context, p paths, action, id string) error {
-	options, err := encodeOptions(action, []string{"thr_id=" + id})
+func askThread(ctx context.Context, p paths, action string, words ...string) error {
+	options, err := encodeOptions(action, words)
 	if err != nil {
 		return err
 	}
@@ -272,6 +272,9 @@ func startDaemon(ctx context.Context, p paths) error {
 	}
 	defer only.unlock()
 	err = askLocal(ctx, p, "ping", nil, nil, discard)
+	for errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) { // it was killed just now, and was not gone yet
+		err = askLocal(ctx, p, "ping", nil, nil, discard)
+	}
 	if err == nil {
 		fmt.Fprintln(os.Stderr, "agentd runs already")
 		return nil
@@ -339,7 +342,7 @@ func bindStop(flags *flag.FlagSet) body {
 	force := flags.Bool("force", false, "stop even if that ends in a stop of the services")
 	return func(ctx context.Context, p paths, _ []string) error {
 		if *thread != "" {
-			return askThread(ctx, p, "daemon_stop", *thread)
+			return askThread(ctx, p, "daemon_stop", "thr_id="+*thread, fmt.Sprintf("force=%t", *force))
 		}
 		return endDaemon(ctx, p, endTimeout, "daemon_stop", fmt.Sprintf("force=%t", *force))
 	}

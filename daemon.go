@@ -61,6 +61,7 @@ type daemon struct {
 	command     func(in *instance) commandRunner
 	kill        func(id string) // kills what a command left (process.go)
 	random      func() uint64   // for salts, seeds and phases
+	stats       func() nodeStats
 	exit        func(status int)
 	// background has a place for each service_action that nobody waits for.
 	background chan struct{}
@@ -178,7 +179,7 @@ func newDaemon(p paths, log *slog.Logger) (*daemon, error) {
 	d.monitor = &monitorThread{d: d}
 	d.leaseClock = readLeaseClock
 	d.openGuard = func(report func(bool)) (guardian, map[string]leaseClock) { return openGuard(p, log, report) }
-	d.listenLocal, d.kill, d.random, d.exit = listenLocal, killMarked, randomNumber, os.Exit
+	d.listenLocal, d.kill, d.random, d.stats, d.exit = listenLocal, killMarked, randomNumber, readNodeStats, os.Exit
 	d.command = func(in *instance) commandRunner { return in.execute }
 	d.heartbeats = newHeartbeats(d)
 	d.background = make(chan struct{}, actionsAtOnce)

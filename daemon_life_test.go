@@ -379,7 +379,7 @@ func TestStopDespiteIdleReader(t *testing.T) {
 			must(t, err)
 			for {
 				conn.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-				if _, err := conn.Write([]byte(strings.Repeat("{\"action\": \"daemon_status\"}\n", 100))); err != nil {
+				if _, err := conn.Write([]byte(strings.Repeat("{\"action\": \"get_service_config\", \"options\": {\"svcname\": \"big\"}}\n", 100))); err != nil {
 					return conn // neither side reads any more
 				}
 			}
@@ -391,7 +391,7 @@ func TestStopDespiteIdleReader(t *testing.T) {
 			}}
 			conn, err := dialer.Dial("tcp", w.to.String())
 			must(t, err)
-			_, err = conn.Write(w.sealed(w.message("daemon_status", "")))
+			_, err = conn.Write(w.sealed(w.message("get_service_config", `"svcname": "big"`)))
 			must(t, err)
 			waitFor(t, patience, "the reply begins", func() bool {
 				n, err := unix.IoctlGetInt(connFD(t, conn), unix.SIOCINQ)
@@ -401,11 +401,12 @@ func TestStopDespiteIdleReader(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			members := []string{"node1", "node2", "node3"}
+			d := startReal(t, nil)
+			text := "[app#1]\nexec = /bin/true\n"
 			for range 12000 {
-				members = append(members, "n"+strings.NewReplacer("-", "a", "_", "b").Replace(noise(60)))
+				text += "# " + noise(60) + "\n"
 			}
-			d := startReal(t, settings{"cluster.nodes": strings.Join(members, " ")})
+			must(t, os.WriteFile(d.paths.servicePath("big"), []byte(text), 0o600))
 			conn := idle(d)
 			defer conn.Close()
 			begun := time.Now()

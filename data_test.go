@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -638,5 +639,44 @@ func convergence(t *testing.T, seed uint64) {
 	}
 	if len(slices.CompactFunc(slices.Collect(maps.Values(w.stores)), func(a, b *dataStore) bool { return cmp.Compare(a.digest, b.digest) == 0 })) != 1 {
 		t.Error("digests differ")
+	}
+}
+
+// node_data of a real daemon: whole, and what changed since.
+func TestNodeDataRequest(t *testing.T) {
+	p, port := newLab(t, settings{"cluster.nodes": "node1 node2"})
+	killServices(t, p)
+	writeService(t, p, "svc1", sleeper)
+	d := serveLive(t, p, port, nil)
+	ask := func(options ...string) (data dataReply) {
+		t.Helper()
+		r := d.local("node_data", options...)
+		if r.Status != 0 {
+			t.Fatal(r.Error)
+		}
+		must(t, json.Unmarshal(r.Data, &data))
+		return data
+	}
+	waitFor(t, patience, "the service is said to be there", func() bool { return ask().Entries["services/svc1"] != nil })
+	all := ask("node=node1")
+	if all.Node != "node1" || all.Base != 0 || all.Entries["node"] == nil {
+		t.Errorf("%+v", all)
+	}
+	d.local("set_node_monitor", "local_expect=frozen")
+	var since dataReply
+	waitFor(t, patience, "the flag is said to be set", func() bool {
+		since = ask(fmt.Sprint("since=", all.Seq), fmt.Sprint("epoch=", all.Epoch))
+		return strings.Contains(string(since.Entries["node"]), `"frozen":true`)
+	})
+	if since.Base != all.Seq || since.Seq <= all.Seq {
+		t.Errorf("from %d to %d, asked since %d", since.Base, since.Seq, all.Seq)
+	}
+	if r := ask("since=1", "epoch=7"); r.Base != 0 || len(r.Entries) < 2 {
+		t.Errorf("since a number of another epoch: %+v", r)
+	}
+	for option, want := range map[string]string{"node=node2": "nothing is known of node2", "node=node9": "not in cluster.nodes"} {
+		if r := d.local("node_data", option); r.Status == 0 || !strings.Contains(r.Error, want) {
+			t.Errorf("%s: %s %s", option, r.Error, r.Data)
+		}
 	}
 }

@@ -290,7 +290,9 @@ func (l *guardLab) cutOff(t *testing.T, expect string) *realDaemon {
 	order := func(expect string) {
 		encoded, err := encodeOptions("set_service_monitor", []string{"svcname=svc1", "local_expect=" + expect})
 		must(t, err)
-		must(t, askLocal(t.Context(), p, "set_service_monitor", encoded, nil, discard))
+		waitFor(t, patience, "the order is taken", func() bool {
+			return askLocal(t.Context(), p, "set_service_monitor", encoded, nil, discard) == nil
+		})
 	}
 	order("started")
 	if expect == "stopped" {
@@ -327,6 +329,30 @@ func TestGuardKillsAStart(t *testing.T) {
 		t.Error("before the deadline")
 	}
 	waitFor(t, patience, "it is stopped", func() bool { return l.read("stopped") == "stop" })
+}
+
+// TestGuardKillsAStartOfALivingDaemon, which does the rest itself and lives on.
+func TestGuardKillsAStartOfALivingDaemon(t *testing.T) {
+	l := newGuardLab(t, "[app#1]\nstart = @/start\nstop = @/stop\ncheck = false\n")
+	l.script("start", "echo $$ >@/pid; sleep 1000")
+	l.script("stop", "echo stop >>@/stopped")
+	d := l.cutOff(t, "started")
+	l.set.Grace = 10 * time.Second
+	daemon := process{Pid: d.cmd.Process.Pid}
+	var err error
+	daemon.Start, err = processStart(daemon.Pid)
+	must(t, err)
+	pid := l.pid("pid")
+	begun := time.Now()
+	l.leave(guardList{Deadline: readLeaseClock(), Daemon: daemon})
+	waitFor(t, patience, "the start ends", func() bool { return !alive(pid) })
+	if took := time.Since(begun); took > l.set.Grace/2 {
+		t.Errorf("after %s", took)
+	}
+	waitFor(t, patience, "it is stopped by both", func() bool { return len(strings.Fields(l.read("stopped"))) == 2 })
+	if !daemon.alive() {
+		t.Error("the daemon was killed")
+	}
 }
 
 // TestGuardKillsAHungDaemon that holds the instance: at half of the grace, not
@@ -719,6 +745,29 @@ func TestGuardStateOnFullDisk(t *testing.T) {
 	}
 }
 
+// TestGuardDeadlineBelongsToItsList: a daemon that died between two writes gave
+// no instance the time of another list.
+func TestGuardDeadlineBelongsToItsList(t *testing.T) {
+	t.Parallel()
+	l := newGuardLab(t, oneProgram)
+	h, _ := openGuard(l.paths, slog.New(slog.DiscardHandler), nil)
+	defer h.close()
+	first, second, third := leaseClock{1, 1}, leaseClock{2, 2}, leaseClock{3, 3}
+	must(t, h.keep(guardEffect{held: []string{"svc1"}, deadline: second}, l.set))
+	list := h.list
+	list.Mark, list.Deadline = 12, first
+	data, err := json.Marshal(list)
+	must(t, err)
+	must(t, replaceFile(l.paths.guardHeld(), data))
+	if held, err := openGuardState(l.paths); err != nil || held["svc1"] != first {
+		t.Errorf("held: %v, %v; want the list's own deadline", held, err)
+	}
+	must(t, writeWords(h.file, 12, 3, 3))
+	if held, err := openGuardState(l.paths); err != nil || held["svc1"] != third {
+		t.Errorf("held: %v, %v; want the list's record", held, err)
+	}
+}
+
 // TestGuardDamagedState: what does not read changes nothing, for the guard and
 // for the next daemon; what is gone is written again.
 func TestGuardDamagedState(t *testing.T) {
@@ -751,21 +800,23 @@ func TestGuardDamagedState(t *testing.T) {
 			waitFor(t, patience, "the program ends", func() bool { return !alive(pid) })
 		})
 	}
-	t.Run("written again", func(t *testing.T) {
-		t.Parallel()
-		l := newGuardLab(t, oneProgram)
-		l.daemon()
-		l.holds(time.Hour)
-		l.becomes(true)
-		must(t, os.Remove(l.paths.guardHeld()))
-		must(t, os.Remove(l.paths.guardDeadline()))
-		l.becomes(false)
-		deadline := l.holds(2 * time.Hour)
-		l.becomes(true)
-		if held, err := openGuardState(l.paths); err != nil || held["svc1"] != deadline {
-			t.Errorf("held: %v, %v", held, err)
-		}
-	})
+	for name, gone := range map[string]func(p paths) string{"list": paths.guardHeld, "deadline": paths.guardDeadline} {
+		t.Run("the "+name+" is written again", func(t *testing.T) {
+			t.Parallel()
+			l := newGuardLab(t, oneProgram)
+			l.daemon()
+			l.holds(time.Hour)
+			l.becomes(true)
+			must(t, os.Remove(gone(l.paths)))
+			l.becomes(false)
+			l.holds(2 * time.Hour)
+			deadline := l.holds(3 * time.Hour)
+			l.becomes(true)
+			if held, err := openGuardState(l.paths); err != nil || held["svc1"] != deadline {
+				t.Errorf("held: %v, %v", held, err)
+			}
+		})
+	}
 }
 
 // TestGuardEndsWithItsFolder: nobody can reach it any more. Where the daemon

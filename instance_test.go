@@ -65,6 +65,7 @@ func actorOn(tb testing.TB, dir string, p paths, text string) *actor {
 	a := &actor{tb: tb, dir: dir, notes: map[string]string{}}
 	ctx, cancel := context.WithCancel(context.Background())
 	a.instance = &instance{
+		kill: killMarked, random: randomNumber,
 		paths: p, node: "node1", watcher: watch, jobs: &a.jobs, ctx: ctx, service: s,
 		starts: make(chan struct{}, 4), stops: make(chan struct{}, 4), checks: make(chan struct{}, 4), acting: make(chan struct{}, 1),
 		programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},

@@ -152,7 +152,11 @@ func (c *core) other(s *monitored) bool {
 func (c *core) waiting(name string, k *claim) string {
 	var missing []string
 	for _, p := range c.ordered() {
-		if !p.grants(k) {
+		switch {
+		case p.grants(k):
+		case p.linked && p.list != c.cluster.list:
+			missing = append(missing, p.name+" (whose cluster.nodes, cluster.witnesses or cluster.quorum differ from this node's)")
+		default:
 			missing = append(missing, p.name)
 		}
 	}

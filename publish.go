@@ -135,7 +135,7 @@ func (m *monitored) instance() instanceData {
 func (s *shell) nodeData(now time.Time) nodeData {
 	if now.Sub(s.statsRead) >= statsPause {
 		s.statsRead = now
-		if stats := readNodeStats(); stats.differs(s.stats) {
+		if stats := s.d.stats(); stats.differs(s.stats) {
 			s.stats = stats
 		}
 	}

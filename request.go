@@ -370,13 +370,14 @@ func handleDaemonStart(_ context.Context, d *daemon, o options) (reply, error) {
 }
 
 func handleDaemonStop(ctx context.Context, d *daemon, o options) (reply, error) {
-	if id := o.text("thr_id"); id != "" {
-		return replyOf(d, nil, nil), d.threadStop(ctx, id)
-	}
-	if !o.flag("force") {
+	id := o.text("thr_id")
+	if !o.flag("force") && (id == "" || id == "monitor") {
 		if err := d.monitor.mayStop(ctx); err != nil {
 			return reply{}, err
 		}
+	}
+	if id != "" {
+		return replyOf(d, nil, nil), d.threadStop(ctx, id)
 	}
 	return d.stopByRequest("daemon_stop")
 }

@@ -54,6 +54,7 @@ type shell struct {
 	guard     guardian
 	attended  bool            // the guard is looked after
 	texts     map[string]bool // services whose text the guard has
+	unguarded error           // why the guard does not know what the present step holds
 
 	// What the nodes say (publish.go).
 	store      *dataStore
@@ -136,14 +137,6 @@ func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{
 		lines: make(chan func(), linesWaiting), beats: make(chan event, beatsWaiting), instances: map[string]*localInstance{}, files: map[string]*serviceFile{}, texts: map[string]bool{}, wake: time.NewTimer(time.Hour),
 		changed: map[string]bool{"": true}, marks: map[string]serviceMark{}, due: time.NewTimer(time.Hour),
 	}
-	var held map[string]leaseClock
-	s.guard, held = m.d.openGuard(func(alive bool) { s.post(nil, guardEvent{alive}) })
-	defer s.guard.close()
-	born := m.birth(held)
-	s.core = newCore(born)
-	s.store = newDataStore(s.core.node, born.epoch)
-	s.store.linked = func(node string) bool { return s.core.linkState(node) == linkLinked }
-	s.store.members(m.d.config.Load().members())
 	s.folder, s.intents = newFolder(s), newIntents(m.d.paths, m.d.log)
 	var writing sync.WaitGroup
 	writing.Go(func() {
@@ -155,12 +148,20 @@ func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{
 	defer writing.Wait()
 	defer close(s.lines)
 	defer close(s.intents.wake)
+	var held map[string]leaseClock
+	s.guard, held = m.d.openGuard(func(alive bool) { s.post(nil, guardEvent{alive}) })
+	defer s.guard.close()
 	defer s.jobs.Wait()
 	defer cancel()
 	defer close(s.ended)
-	s.jobs.Go(func() { s.folder.run(files) })
-	m.current.Store(s)
+	m.current.Store(s) // who asks already waits for the loop
 	defer m.current.Store(nil)
+	born := m.birth(held)
+	s.core = newCore(born)
+	s.store = newDataStore(s.core.node, born.epoch)
+	s.store.linked = func(node string) bool { return s.core.linkState(node) == linkLinked }
+	s.store.members(m.d.config.Load().members())
+	s.jobs.Go(func() { s.folder.run(files) })
 	calm := time.After(calmDelay)
 	tick := time.NewTicker(s.pause())
 	defer tick.Stop()
@@ -253,6 +254,7 @@ func (s *shell) post(in *localInstance, e event) {
 
 // step takes one event to the core and has its effects done.
 func (s *shell) step(e event) {
+	s.unguarded = nil
 	effects := s.core.step(moment{time.Now(), s.d.leaseClock()}, e)
 	for _, f := range effects {
 		if f, ok := f.(saveEffect); ok && s.instances[f.service] != nil {
@@ -265,7 +267,7 @@ func (s *shell) step(e event) {
 		}
 		switch f := f.(type) {
 		case actEffect:
-			s.act(f)
+			s.begin(f)
 		case cancelEffect:
 			s.instances[f.service].endOrder(errCancelled)
 		case flagEffect:
@@ -286,6 +288,16 @@ func (s *shell) step(e event) {
 	if slices.ContainsFunc(effects, func(f effect) bool { _, ok := f.(acceptEffect); return ok }) {
 		s.takeData(e.(beatEvent)) // not before: it is a step of its own
 	}
+}
+
+// begin does an order, unless it starts what the guard could not stop.
+func (s *shell) begin(f actEffect) {
+	if err := s.unguarded; err != nil && f.order.Verb != verbStop && slices.Contains(s.core.guarded.held, f.service) {
+		in := s.instances[f.service]
+		s.jobs.Go(func() { s.post(in, doneEvent{f.service, verbStart, err}) })
+		return
+	}
+	s.act(f)
 }
 
 func (s *shell) act(f actEffect) {

@@ -15,7 +15,7 @@ import (
 // serviceOf asks the daemon for one service.
 func serviceOf(tb testing.TB, p paths, name string) serviceData {
 	tb.Helper()
-	s, err := askStatus(context.Background(), p, "", name)
+	s, _, err := askStatus(context.Background(), p, "", name)
 	must(tb, err)
 	return s
 }

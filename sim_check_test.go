@@ -146,7 +146,7 @@ func (k *simCheck) granting(n *simNode, c *simCopy) {
 	s := n.s
 	grants := 0
 	for _, voter := range s.nodes {
-		if voter.disk.lost || voter.disk.votes != nil && voter.disk.votes.Grants[c.service.name].Node == n.name {
+		if forgot := s.now < voter.disk.forgot+s.slowest(s.timeout); forgot || voter.disk.votes != nil && voter.disk.votes.Grants[c.service.name].Node == n.name {
 			grants++
 		}
 	}

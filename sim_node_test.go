@@ -40,7 +40,8 @@ type simNode struct {
 type simDisk struct {
 	epoch     uint64
 	votes     *votes
-	lost      bool // votes cannot be read
+	lost      bool          // votes cannot be read
+	forgot    time.Duration // when that was so last
 	frozen    map[string]bool
 	slow, bad int // faults
 }
@@ -92,7 +93,7 @@ func newSimNode(s *sim, index int) *simNode {
 	for i := range s.size {
 		n.heardFrom[i], n.ackedBy[i] = -time.Hour, -time.Hour
 	}
-	n.disk.frozen = map[string]bool{}
+	n.disk.frozen, n.disk.forgot = map[string]bool{}, -time.Hour
 	n.wall = s.upTo(time.Hour)
 	return n
 }
@@ -160,7 +161,7 @@ func (n *simNode) boot() {
 	n.rawRate, n.bootRate = rate(), rate()
 	if s.wild && s.chance(50) {
 		// Each rule for clocks stands one that is wrong.
-		*[]*int64{&n.rawRate, &n.bootRate}[s.random.IntN(2)] = s.random.Int64N(600_000) - 300_000
+		*[]*int64{&n.rawRate, &n.bootRate}[s.random.IntN(2)] = s.random.Int64N(500_000) - 300_000
 	}
 	n.run = simRun{intents: map[string]intent{}}
 	n.guard = simGuard{token: n.guard.token}

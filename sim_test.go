@@ -1,7 +1,8 @@
 // sim_test.go: the core alone, whole clusters in virtual time (design.md §11).
 // One heap of events and one seed; no goroutine, no clock, no map order: the
 // same seed gives the same run, bit for bit. The machines are in
-// sim_node_test.go, what a daemon does there in sim_shell_test.go, the faults
+// sim_node_test.go, what a daemon does there in sim_shell_test.go and
+// sim_action_test.go, the faults in sim_kinds_test.go and
 // in sim_faults_test.go, what must hold in sim_check_test.go, and the bugs that
 // must be found in sim_planted_test.go.
 //
@@ -11,7 +12,6 @@
 package main
 
 import (
-	"flag"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -20,13 +20,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-)
-
-var (
-	simSeed  = flag.Int64("seed", -1, "TestSim: run this seed alone, and show its trace with -v")
-	simFirst = flag.Uint64("first", 1, "TestSim: the first seed")
-	simSeeds = flag.Uint64("seeds", 60, "TestSim: how many seeds")
-	simHours = flag.Float64("hours", 1, "TestSim: virtual hours of each seed")
 )
 
 // sim is one cluster, its faults, and what was found.
@@ -223,7 +216,7 @@ func (s *sim) draw() {
 	}
 	s.between = s.span(3*time.Second, 30*time.Second)
 	s.drift = []int64{0, 100, 10_000, 23_000, 23_000}[s.random.IntN(5)]
-	s.wild = s.chance(25)
+	s.wild = s.chance(35) && s.interval <= s.timeout/5
 }
 
 // simService is a service file, in truth and as each node reads it.

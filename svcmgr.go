@@ -10,8 +10,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -54,12 +56,12 @@ func serviceConfFile(p paths, c *config, name string) configFile {
 
 func bindServiceList(flags *flag.FlagSet) body {
 	format := formatFlag(flags, "human", "json")
-	return func(_ context.Context, p paths, _ []string) error {
+	return func(ctx context.Context, p paths, _ []string) error {
 		f, err := format()
 		if err != nil {
 			return err
 		}
-		names, err := listServices(p)
+		names, err := allServices(ctx, p)
 		if err != nil {
 			return err
 		}
@@ -72,6 +74,24 @@ func bindServiceList(flags *flag.FlagSet) body {
 		}
 		return nil
 	}
+}
+
+// allServices are those whose files are here, and those that the daemon knows
+// of from other nodes.
+func allServices(ctx context.Context, p paths) ([]string, error) {
+	names, err := listServices(p)
+	if err != nil {
+		return nil, err
+	}
+	var known struct {
+		Monitor struct{ Services map[string]struct{} }
+	}
+	if err := askLocal(ctx, p, "daemon_status", nil, nil, dataOf(&known)); err != nil && !errors.Is(err, errNoDaemon) {
+		fmt.Fprintln(os.Stderr, "only the services of this node are shown:", err)
+	}
+	names = slices.AppendSeq(names, maps.Keys(known.Monitor.Services))
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 func bindCreate(flags *flag.FlagSet) body {
@@ -141,7 +161,7 @@ func bindDelete(flags *flag.FlagSet) body {
 			_, err = loadService(p, c, name) // says it better
 			return err
 		}
-		data, err := askStatus(ctx, p, "", name) // also with a broken file: what it was before may run
+		data, _, err := askStatus(ctx, p, "", name) // also with a broken file: what it was before may run
 		if err != nil {
 			return fmt.Errorf("cannot tell whether %s runs: %w", name, err)
 		}
@@ -189,13 +209,11 @@ func ask(ctx context.Context, p paths, node, action string, options map[string]a
 	return askNode(ctx, p, node, action, encoded, frame)
 }
 
-// askStatus asks for one service.
-func askStatus(ctx context.Context, p paths, node, name string) (serviceData, error) {
-	var data struct {
-		Monitor struct{ Services map[string]serviceData }
-	}
-	err := ask(ctx, p, node, "daemon_status", map[string]any{"svcname": name}, dataOf(&data))
-	return data.Monitor.Services[name], err
+// askStatus asks for one service; answered is the node that did.
+func askStatus(ctx context.Context, p paths, node, name string) (data serviceData, answered string, err error) {
+	var s statusData
+	err = ask(ctx, p, node, "daemon_status", map[string]any{"svcname": name}, dataOf(&s))
+	return s.Monitor.Services[name], s.Daemon.Nodename, err
 }
 
 func bindServiceStatus(flags *flag.FlagSet) body {
@@ -207,7 +225,7 @@ func bindServiceStatus(flags *flag.FlagSet) body {
 		if err := errors.Join(err, formatErr); err != nil {
 			return err
 		}
-		data, err := askStatus(ctx, p, *node, name)
+		data, _, err := askStatus(ctx, p, *node, name)
 		switch {
 		case err != nil:
 			return err
@@ -359,32 +377,31 @@ func (w waiter) wait(ctx context.Context, within time.Duration, word string, rid
 
 // done tells whether the order is carried out, or has failed.
 func (w waiter) done(ctx context.Context, word string, rids []string) (bool, error) {
-	data, err := askStatus(ctx, w.paths, w.node, w.name)
-	if err != nil || len(data.Instances) == 0 {
+	data, node, err := askStatus(ctx, w.paths, w.node, w.name)
+	i, known := data.Instances[node] // the order was to this one
+	if err != nil || !known {
 		return false, nil // the daemon may be restarting; the time is bounded
 	}
-	return orderDone(data, word, rids)
+	return orderDone(w.name, node, i, word, rids)
 }
 
 // orderDone is done by what a status says. A state that failed before is no
 // failure of an order that is not begun yet, or only about the frozen flag.
-func orderDone(s serviceData, word string, rids []string) (bool, error) {
-	for node, i := range s.Instances {
-		flag := word == "freeze" || word == "thaw" || word == "abort"
-		switch m := i.Monitor; {
-		case m.Wanted != "" || m.Status != stateIdle && !m.Status.failed():
-			return false, nil
-		case m.Status.failed() && !(flag && orders[word].reached(i)):
-			return true, fmt.Errorf("%s is in state %q on %s: %s", s.Svcname, m.Status, node, m.Why)
-		case rids != nil:
-			for _, rid := range rids {
-				if up := i.Resources[rid].Status == statusUp; up != (word != "stop") {
-					return true, fmt.Errorf("%s of %s is %s on %s: %s", rid, s.Svcname, i.Resources[rid].Status, node, i.Resources[rid].Log)
-				}
+func orderDone(name, node string, i instanceData, word string, rids []string) (bool, error) {
+	flag := word == "freeze" || word == "thaw" || word == "abort"
+	switch m := i.Monitor; {
+	case m.Wanted != "" || m.Status != stateIdle && !m.Status.failed():
+		return false, nil
+	case m.Status.failed() && !(flag && orders[word].reached(i)):
+		return true, fmt.Errorf("%s is in state %q on %s: %s", name, m.Status, node, m.Why)
+	case rids != nil:
+		for _, rid := range rids {
+			if up := i.Resources[rid].Status == statusUp; up != (word != "stop") {
+				return true, fmt.Errorf("%s of %s is %s on %s: %s", rid, name, i.Resources[rid].Status, node, i.Resources[rid].Log)
 			}
-		case !orders[word].reached(i):
-			return true, fmt.Errorf("%s is %s on %s: %s", s.Svcname, i.Avail, node, m.Why)
 		}
+	case !orders[word].reached(i):
+		return true, fmt.Errorf("%s is %s on %s: %s", name, i.Avail, node, m.Why)
 	}
 	return true, nil
 }
@@ -447,14 +464,27 @@ func showService(out io.Writer, s serviceData) {
 	if s.Config.Error != "" {
 		attention = append(attention, "The file on disk is not used:\n"+s.Config.Error+"\nMend it: svcmgr -s "+s.Svcname+" edit config")
 	}
-	for n, node := range s.Nodes {
+	if s.Differ != nil {
+		attention = append(attention, "Another file is on "+strings.Join(s.Differ, ", ")+"; copy the right one to all of its nodes")
+	}
+	nodes := slices.Clone(s.Nodes)
+	for _, node := range slices.Sorted(maps.Keys(s.Instances)) {
+		if !slices.Contains(nodes, node) { // its file there says so
+			nodes = append(nodes, node)
+		}
+	}
+	for n, node := range nodes {
 		stem, branch := "|  ", "|- "
-		if n == len(s.Nodes)-1 {
+		if n == len(nodes)-1 {
 			stem, branch = "   ", "`- "
 		}
 		i, known := s.Instances[node]
-		if !known {
+		switch {
+		case !known:
 			fmt.Fprintf(out, "%s%s  not known here\n", branch, node)
+			continue
+		case i.Stale:
+			fmt.Fprintf(out, "%s%s  dead; it was %s\n", branch, node, strings.Join(i.words(), ", "))
 			continue
 		}
 		fmt.Fprintf(out, "%s%s  %s\n", branch, node, strings.Join(i.words(), ", "))

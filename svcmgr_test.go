@@ -46,7 +46,7 @@ func TestWaitDone(t *testing.T) {
 		"failed before, and not begun":           {"stop", instanceData{Avail: statusWarn, Monitor: monitorData{Status: stateStartFailed, Wanted: "stop"}}, false, false},
 		"nothing to be up for: all are optional": {"start", instanceData{Avail: statusNA, Monitor: monitorData{Status: stateIdle}}, true, false},
 	} {
-		done, err := orderDone(serviceData{Svcname: "svc1", Instances: map[string]instanceData{"node1": c.state}}, c.word, nil)
+		done, err := orderDone("svc1", "node1", c.state, c.word, nil)
 		if done != c.done || (err != nil) != c.failed {
 			t.Errorf("%s: %v, %v", name, done, err)
 		}

@@ -9,7 +9,7 @@
 # A test is: begin NAME, functions full of checks, finish. Its last line is
 # `NAME: N passed, M failed`; its exit status 1 if a check failed.
 # Names and variables here are for the scripts, hence:
-# shellcheck disable=SC2034,SC2317
+# shellcheck disable=SC2034,SC2119,SC2120,SC2317
 set -euo pipefail
 export LC_ALL=C
 
@@ -21,6 +21,7 @@ finished=no
 next_port=0
 port=0 secret='' # of the cluster that make_cluster made
 out='' err='' status=0 # of the last run
+declare -A netns=()    # of nodes that are in a network namespace: its path
 
 # begin NAME: the test starts.
 begin() {
@@ -67,7 +68,8 @@ leave() {
 	local ended=$?
 	trap - EXIT
 	end_own
-	[[ -n ${KEEP:-} ]] || rm -rf "$tmp"
+	on_leave
+	[[ -n ${KEEP:-} ]] || rm -rf "$tmp" || true
 	if [[ $finished != yes ]]; then
 		failed=$((failed + 1))
 		printf 'FAIL - the script ended early, with exit status %d\n' "$ended"
@@ -76,6 +78,9 @@ leave() {
 	printf '%s: %d passed, %d failed\n' "$title" "$passed" "$failed"
 	exit "$((failed > 0))"
 }
+
+# on_leave undoes what else a test made; tests that need it define it anew.
+on_leave() { :; }
 
 # ---- Checks -----------------------------------------------------------------
 
@@ -205,9 +210,10 @@ port_used() {
 on() { (on_node "$@"); }
 
 on_node() {
-	local node=$1
+	local node=$1 enter=()
 	shift
-	exec env -u AGENTD -u VISUAL -u EDITOR -u NOTIFY_SOCKET -u JOURNAL_STREAM \
+	[[ -z ${netns[$node]:-} ]] || enter=(nsenter "--net=${netns[$node]}")
+	exec "${enter[@]}" env -u AGENTD -u VISUAL -u EDITOR -u NOTIFY_SOCKET -u JOURNAL_STREAM \
 		OSVCETC="$tmp/$node/etc" OSVCVAR="$tmp/$node/var" OSVCLOG="$tmp/$node/log" OSVCRUN="$tmp/$node/run" \
 		PATH="$bin:$PATH" "$@"
 }
@@ -286,14 +292,14 @@ config_error() {
 
 # ---- The end ----------------------------------------------------------------
 
-# own_pids prints the processes that have a folder of this run in their
-# environment: nobody else's can.
+# own_pids [NODE] prints the processes that have a folder of this run, or of
+# this node of it, in their environment: nobody else's can.
 own_pids() {
 	local file
 	while IFS= read -r file; do
 		file=${file%/environ}
 		printf '%s\n' "${file##*/}"
-	done < <(grep -lsz "^OSVCRUN=$tmp/" /proc/[0-9]*/environ || true)
+	done < <(grep -lsz "^OSVCRUN=$tmp/${1:+$1/}" /proc/[0-9]*/environ || true)
 }
 
 # end_own ends what this run started: asked first, then killed.

@@ -295,12 +295,14 @@ func (in *instance) stopProgram(ctx context.Context, r *resource) error {
 	if p == nil {
 		return nil
 	}
-	within := r.timeoutOf(verbStop, 0)
+	within := in.stopWithin(r)
 	late := time.After(within)
 	p.stopping.Store(true)
 	defer p.stopping.Store(false)
 	if r.stop != nil {
-		if err := in.mustRun(ctx, r, verbStop, r.stop); err != nil {
+		asked, cancel := context.WithTimeout(ctx, within)
+		defer cancel()
+		if err := in.mustRun(asked, r, verbStop, r.stop); err != nil {
 			in.log(slog.LevelWarn, r.rid, "stop: "+err.Error())
 		}
 	} else {
@@ -322,6 +324,17 @@ func (in *instance) stopProgram(ctx context.Context, r *resource) error {
 	case <-time.After(killDelay):
 		return fmt.Errorf("process %d does not end, not even by SIGKILL: it hangs in the kernel", p.record.Pid)
 	}
+}
+
+// stopWithin is how long a program may take to end before it is killed.
+func (in *instance) stopWithin(r *resource) time.Duration {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	within := r.timeoutOf(verbStop, 0)
+	if in.within > 0 {
+		within = min(within, in.within)
+	}
+	return within
 }
 
 // signal sends to the program's group, unless its number is another's by now.

@@ -200,10 +200,12 @@ func (c *core) award(name string) {
 		if g.Claim == 0 {
 			continue
 		}
-		c.grants[name] = &promise{g, c.clock.add(g.Term), c.touch()}
+		free := c.clock.add(g.Term)
 		if p := c.peers[node]; p != nil {
+			free = p.free // the right that this gives begins with a beat that was received already
 			p.urgent, p.longest = true, min(p.longest, g.Term)
 		}
+		c.grants[name] = &promise{g, free, c.touch()}
 		return
 	}
 }
@@ -437,8 +439,9 @@ func (c *core) hopeless(name string, k *claim) bool {
 
 // watch tells the guard what is held and until when, where that changed.
 func (c *core) watch() {
-	if c.quiet && !c.stirred && !c.clock.reached(c.watched.add(c.cluster.timeout/8)) {
-		return // that it comes a little early does no harm
+	near := len(c.guarded.own) > 0 || c.clock.reached(c.guarded.deadline.add(-c.cluster.timeout/2))
+	if c.quiet && !c.stirred && !near && !c.clock.reached(c.watched.add(c.cluster.timeout/8)) {
+		return // what is known there is good for long
 	}
 	c.watched = c.clock
 	e := guardEffect{own: map[string]leaseClock{}}

@@ -542,7 +542,7 @@ func (g *guard) instance(name string) (*guardedInstance, error) {
 		}
 		in := &guardedInstance{states: map[string]status{}}
 		in.instance = &instance{
-			kill: killMarked, random: randomNumber,
+			kill: killMarked, random: randomNumber, within: g.list.Load().Settings.Grace / 4,
 			paths: g.paths, node: node, watcher: g.watcher, jobs: &g.jobs, ctx: g.ctx, service: spec, acting: make(chan struct{}, 1),
 			programs: map[string]*program{}, ends: map[string]string{}, outputs: map[string]*output{}, up: map[string]bool{},
 			log: func(level slog.Level, rid, text string) {

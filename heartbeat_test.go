@@ -660,3 +660,57 @@ func TestPlacesForLinkedMembers(t *testing.T) {
 		t.Error("a place is free, and a stranger is refused")
 	}
 }
+
+// wireTap stands for all sockets: it keeps what is sent, and fails the first
+// time, as after an earlier beat to a closed port.
+type wireTap struct {
+	network
+	sent chan []byte
+	once sync.Once
+}
+
+func (w *wireTap) dialPacket(context.Context, netip.Addr, string, int) (packetSender, error) {
+	return w, nil
+}
+
+func (w *wireTap) Write(b []byte) (n int, err error) {
+	w.once.Do(func() { err = unix.ECONNREFUSED })
+	if err == nil {
+		w.sent <- bytes.Clone(b)
+	}
+	return len(b), err
+}
+
+func (*wireTap) Close() error { return nil }
+
+// An error of an earlier beat loses none; and who is not known yet gets the
+// previous key, which it has for sure.
+func TestFirstBeat(t *testing.T) {
+	t.Parallel()
+	tap := &wireTap{network: hostNetwork{}, sent: make(chan []byte, 1)}
+	p, port := newLab(t, settings{
+		"cluster.nodes": "node1 node2", "cluster.secret": otherSecret, "cluster.previous_secret": liveSecret,
+		"hb#1.type": "unicast", "hb#1.addr@node1": "127.0.0.1", "hb#1.port": fmt.Sprint(freePort(t)), "hb#1.interval": "1h", "hb#1.timeout": "2h",
+	})
+	d := serveLive(t, p, port, func(d *liveDaemon) {
+		d.network = tap
+		d.threads = slices.DeleteFunc(d.threads, func(t *thread) bool { return t.id == "monitor" }) // it would beat
+		d.monitor.current.Store(&shell{beats: make(chan event, beatsWaiting)})
+	})
+	h := d.heartbeats.list[0]
+	waitFor(t, patience, "there is a socket", func() bool {
+		d.heartbeats.mu.Lock()
+		defer d.heartbeats.mu.Unlock()
+		return h.paths["node2"].conn != nil
+	})
+	d.heartbeats.send("node2", "hb#2", beat{salt: 1, seq: 1, epoch: 1}) // not this one
+	d.heartbeats.send("node2", "hb#1", beat{salt: 5, seq: 2, epoch: 1})
+	header, _ := parseBeatHeader(<-tap.sent)
+	if want := (beatHeader{labKey(t, liveSecret, "default").id(), senderIDOf("default", "node1"), 5}); header != want {
+		t.Errorf("header = %+v, want %+v", header, want)
+	}
+	_, stats := h.reportTx()
+	if got := stats["peers"].(map[string]pathData)["node2"]; got.Beats != 1 || got.Errors != 1 || got.Error != "connection refused" {
+		t.Errorf("node2 is %+v", got)
+	}
+}

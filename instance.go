@@ -50,6 +50,7 @@ type instance struct {
 	ends     map[string]string // how a program that was there ended
 	up       map[string]bool   // resources that were seen up, or may be
 	done     journalEntry
+	within   time.Duration // how long a program may take to end at most; 0: its own time
 }
 
 // journalEntry is what is being done. It is kept in OSVCRUN: a machine that
@@ -111,6 +112,7 @@ func (in *instance) perform(ctx context.Context, o order) error {
 	s := in.spec()
 	in.mu.Lock()
 	in.round++
+	in.within = o.Within
 	in.mu.Unlock()
 	begun := time.Now()
 	if o.Verb != verbStart {

@@ -287,7 +287,8 @@ func (c *core) surrender(s *monitored) {
 	case s.state == stateStopFailed && again.After(c.now):
 		c.send(wakeEffect{again})
 	default:
-		c.act(s, order{Verb: verbStop}, why)
+		// A program that does not care about its SIGTERM must not outlive the grace.
+		c.act(s, order{Verb: verbStop, Within: c.cluster.grace / 2}, why)
 	}
 }
 

@@ -160,7 +160,10 @@ func (c *core) beat(p *peer, heartbeat string) {
 	p.sent = append(p.sent[i:], sentBeat{p.seqSent, c.clock.add(c.cluster.timeout)})
 	b := beat{
 		salt: c.salt, seq: p.seqSent, epoch: c.epoch, list: c.cluster.list, term: c.term(),
-		ackSeq: p.ackSeq, ackSalt: saltID(p.salt), claims: c.claims, granted: p.voted, refused: c.refused(p),
+		ackSeq: p.ackSeq, ackSalt: saltID(p.salt), claims: c.claims,
+	}
+	if c.good(p) { // else what is acknowledged may be a beat that did not count, and extended no grant
+		b.granted, b.refused = p.voted, c.refused(p)
 	}
 	for i, name := range c.cluster.members {
 		if name == c.node || c.peers[name].linked {
@@ -188,6 +191,10 @@ func (e beatEvent) apply(c *core) *monitored {
 		p.begin(b)
 		p.fresh = c.clock.add(c.cluster.timeout)
 	}
+	mine := b.ackSalt == saltID(c.salt)
+	if !mine && c.good(p) {
+		return c.nobody() // it was sent to another node, or to an earlier start of this one
+	}
 	p.seq = b.seq
 	for _, v := range b.data.held {
 		if v.node == c.node && v.epoch > c.epoch {
@@ -195,7 +202,6 @@ func (e beatEvent) apply(c *core) *monitored {
 			return c.nobody()
 		}
 	}
-	mine := b.ackSalt == saltID(c.salt)
 	if mine && b.ackSeq > p.seqSent {
 		c.send(anewEffect{c.epoch, fmt.Sprintf("%s has received a beat that this daemon never sent: it was restored from a copy, or runs twice", p.name)})
 		return c.nobody()

@@ -88,6 +88,7 @@ func (s *shell) memberEffect(e event, f effect) bool {
 	case guardEffect:
 		if err := s.tellGuard(f); err != nil {
 			s.say(func() { s.d.log.Error("the guard does not know what is held", "err", err) })
+			s.unguarded = err
 		}
 	case linkEffect:
 		s.say(func() { s.d.log.Info("link", "peer", f.peer, "state", f.state) })

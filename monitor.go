@@ -157,6 +157,9 @@ type order struct {
 	Verb   verb     `json:"verb"`
 	Rids   []string `json:"rids,omitempty"`
 	ByHand bool     `json:"by_hand,omitempty"`
+	// Within is how long a program may take to end before it is killed, where
+	// that is shorter than its own time.
+	Within time.Duration `json:"within,omitempty"`
 }
 
 // event is what happened; apply takes it in, and returns the instance that it

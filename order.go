@@ -80,7 +80,7 @@ func (s *monitored) want(expect string, rids []string) {
 	if s.Wanted != nil && rids != nil {
 		rids = slices.Compact(slices.Sorted(slices.Values(append(rids[:len(rids):len(rids)], s.Wanted.Rids...))))
 	}
-	s.Wanted = &order{localVerbs[expect], rids, true}
+	s.Wanted = &order{Verb: localVerbs[expect], Rids: rids, ByHand: true}
 }
 
 // expectGlobally takes a global expect where this node is the only one.

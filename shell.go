@@ -54,6 +54,7 @@ type shell struct {
 	guard     guardian
 	attended  bool            // the guard is looked after
 	texts     map[string]bool // services whose text the guard has
+	unguarded error           // why the guard does not know what the present step holds
 
 	// What the nodes say (publish.go).
 	store      *dataStore
@@ -253,6 +254,7 @@ func (s *shell) post(in *localInstance, e event) {
 
 // step takes one event to the core and has its effects done.
 func (s *shell) step(e event) {
+	s.unguarded = nil
 	effects := s.core.step(moment{time.Now(), s.d.leaseClock()}, e)
 	for _, f := range effects {
 		if f, ok := f.(saveEffect); ok && s.instances[f.service] != nil {
@@ -265,7 +267,7 @@ func (s *shell) step(e event) {
 		}
 		switch f := f.(type) {
 		case actEffect:
-			s.act(f)
+			s.begin(f)
 		case cancelEffect:
 			s.instances[f.service].endOrder(errCancelled)
 		case flagEffect:
@@ -286,6 +288,16 @@ func (s *shell) step(e event) {
 	if slices.ContainsFunc(effects, func(f effect) bool { _, ok := f.(acceptEffect); return ok }) {
 		s.takeData(e.(beatEvent)) // not before: it is a step of its own
 	}
+}
+
+// begin does an order, unless it starts what the guard could not stop.
+func (s *shell) begin(f actEffect) {
+	if err := s.unguarded; err != nil && f.order.Verb != verbStop && slices.Contains(s.core.guarded.held, f.service) {
+		in := s.instances[f.service]
+		s.jobs.Go(func() { s.post(in, doneEvent{f.service, verbStart, err}) })
+		return
+	}
+	s.act(f)
 }
 
 func (s *shell) act(f actEffect) {

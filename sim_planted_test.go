@@ -201,6 +201,15 @@ func plantedBugs() []*plant {
 			}
 			return e
 		}},
+		{name: "a vote over a link that is not good", from: 2000, after: func(n *simNode, e event, effects *[]effect) {
+			for i, f := range *effects {
+				if f, ok := f.(beatEffect); ok && !n.core.good(n.core.peers[f.to]) {
+					p := n.core.peers[f.to]
+					f.beat.granted, f.beat.refused = p.voted, n.core.refused(p)
+					(*effects)[i] = f
+				}
+			}
+		}},
 		{name: "a lost journal counts as none", from: 200, born: func(n *simNode, b *birth) { b.lost = false }},
 		{name: "what is found up goes on", after: func(n *simNode, e event, effects *[]effect) {
 			for _, k := range n.core.claimed {

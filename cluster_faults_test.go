@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -62,7 +64,7 @@ func (f *clusterFaults) node() *clusterNode { return f.nodes[f.random.IntN(len(f
 
 func (f *clusterFaults) one() {
 	n := f.node()
-	switch f.random.IntN(15) {
+	switch f.random.IntN(18) {
 	case 0, 1:
 		f.cut(n)
 	case 2:
@@ -92,6 +94,12 @@ func (f *clusterFaults) one() {
 		f.fails(n)
 	case 14:
 		f.orders(n)
+	case 15:
+		f.thread(n)
+	case 16:
+		f.configuration(n)
+	case 17:
+		f.byHand(n)
 	}
 }
 
@@ -144,15 +152,20 @@ func (f *clusterFaults) halves() {
 // noise makes what a node sends late, lost, or twice.
 func (f *clusterFaults) noise(n *clusterNode) {
 	loss, delay, twice := f.random.Float64()/2, f.upTo(500*time.Millisecond), f.random.Float64()/3
-	jitter := f.upTo(time.Second)
-	f.say("%s: %.0f%% of what it sends is lost, %.0f%% comes twice, all late by %s and up to %s", n.name, 100*loss, 100*twice, delay, jitter)
+	jitter, broken, old := f.upTo(time.Second), f.random.Float64()/3, f.random.Float64()/3
+	f.say("%s: %.0f%% of what it sends is lost, %.0f%% comes twice, %.0f%% is damaged, %.0f%% comes again much later, all late by %s and up to %s",
+		n.name, 100*loss, 100*twice, 100*broken, 100*old, delay, jitter)
 	for _, o := range f.nodes {
-		f.fabric.set(n.name, o.name, func(l *fabricLink) { l.loss, l.twice, l.delay, l.jitter = loss, twice, delay, jitter })
+		f.fabric.set(n.name, o.name, func(l *fabricLink) {
+			l.loss, l.twice, l.broken, l.old, l.delay, l.jitter = loss, twice, broken, old, delay, jitter
+		})
 	}
 	f.lasts(20*time.Second, func() {
 		f.say("%s: its links are good again", n.name)
 		for _, o := range f.nodes {
-			f.fabric.set(n.name, o.name, func(l *fabricLink) { l.loss, l.twice, l.delay, l.jitter = 0, 0, fabricDelay, fabricJitter })
+			f.fabric.set(n.name, o.name, func(l *fabricLink) {
+				l.loss, l.twice, l.broken, l.old, l.delay, l.jitter = 0, 0, 0, 0, fabricDelay, fabricJitter
+			})
 		}
 	})
 }
@@ -232,6 +245,66 @@ func (f *clusterFaults) orders(n *clusterNode) {
 		err = n.ask("set_service_monitor", nil, "svcname="+v.name, "local_expect=restarted")
 	}
 	f.say("%s is asked something about %s: %v", n.name, v.name, err)
+}
+
+// thread stops one of the daemon's threads for a while.
+func (f *clusterFaults) thread(n *clusterNode) {
+	id := []string{"listener", "monitor", "hb#1.tx", "hb#1.rx"}[f.random.IntN(4)]
+	err := n.ask("daemon_stop", nil, "thr_id="+id, fmt.Sprintf("force=%t", f.random.IntN(2) == 0))
+	f.say("%s: thread %s is stopped: %v", n.name, id, err)
+	d := n.daemon()
+	f.lasts(15*time.Second, func() {
+		if d != nil && d == n.daemon() {
+			f.say("%s: thread %s is started: %v", n.name, id, n.ask("daemon_start", nil, "thr_id="+id))
+		}
+	})
+}
+
+// configuration touches node.conf, or takes a service's file away.
+func (f *clusterFaults) configuration(n *clusterNode) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if n.blocked == "etc" {
+		return
+	}
+	if f.random.IntN(2) == 0 {
+		text, err := os.ReadFile(n.paths().nodeConf())
+		must(f.tb, err)
+		must(f.tb, os.WriteFile(n.paths().nodeConf(), append(text, "# touched\n"...), 0o600))
+		f.say("%s: node.conf is touched", n.name)
+		return
+	}
+	v := f.conf.services[f.random.IntN(len(f.conf.services))]
+	if os.Rename(n.paths().servicePath(v.name), n.paths().servicePath(v.name)+".away") != nil {
+		return
+	}
+	f.say("%s: the file of %s is gone", n.name, v.name)
+	f.lasts(10*time.Second, func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		must(f.tb, unblockDisk(filepath.Join(n.root, "etc")))
+		if n.blocked == "etc" {
+			n.blocked = ""
+		}
+		must(f.tb, os.Rename(n.paths().servicePath(v.name)+".away", n.paths().servicePath(v.name)))
+		f.say("%s: the file of %s is there again", n.name, v.name)
+	})
+}
+
+// byHand starts a service behind agentd's back. It does not count until the
+// daemon must have seen it and done what is to be done.
+func (f *clusterFaults) byHand(n *clusterNode) {
+	f.world.mu.Lock()
+	defer f.world.mu.Unlock()
+	v := f.conf.services[f.random.IntN(len(f.conf.services))]
+	if !n.machine.on || n.machine.runs(v.name) || !slices.Contains(v.nodes, n.name) {
+		return
+	}
+	f.world.log("-- %s: somebody starts %s", n.name, v.name)
+	n.machine.byHand[v.name] = true
+	for _, rid := range v.rids {
+		n.machine.set(v.name, rid, true)
+	}
 }
 
 // mend makes all as it should be, but for what daemons do themselves.

@@ -32,6 +32,7 @@ type fabricLink struct {
 	again         uint64
 	delay, jitter time.Duration
 	loss, twice   float64
+	broken, old   float64
 	cuts          int
 }
 
@@ -604,9 +605,24 @@ func (p *fabricPacket) send(b []byte, to netip.AddrPort) (int, error) {
 			}
 		}
 	}
+	l := f.links[[2]string{p.h.node, node}]
+	if l.broken > 0 {
+		if random := l.draws(); random.Float64() < l.broken && len(d.data) > 0 {
+			d.data[random.IntN(len(d.data))] ^= 1 << random.IntN(8)
+		}
+	}
 	f.later(p.h.node, node, deliver)
-	if l := f.links[[2]string{p.h.node, node}]; l.twice > 0 && l.draws().Float64() < l.twice {
+	if l.twice > 0 && l.draws().Float64() < l.twice {
 		f.later(p.h.node, node, deliver)
+	}
+	if l.old > 0 {
+		if random := l.draws(); random.Float64() < l.old { // from whom, does not matter
+			time.AfterFunc(time.Duration(random.Int64N(int64(time.Minute))), func() {
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				deliver()
+			})
+		}
 	}
 	return len(b), nil
 }

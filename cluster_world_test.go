@@ -67,6 +67,7 @@ type fakeMachine struct {
 	running  map[string]bool // by service and rid
 	commands map[string]*fakeCommand
 	failing  map[string]int // how often a verb of a service still fails
+	byHand   map[string]bool
 	serial   int
 	guard    fakeGuardian
 }
@@ -120,6 +121,7 @@ func (m *fakeMachine) boot() {
 	m.boots++
 	m.offset, m.ppm = time.Duration(m.random.Int64N(int64(time.Hour))), m.random.Int64N(400)-200
 	m.running, m.commands, m.failing = map[string]bool{}, map[string]*fakeCommand{}, map[string]int{}
+	m.byHand = map[string]bool{}
 	m.w.log("%s boots", m.node)
 }
 
@@ -150,11 +152,14 @@ func (m *fakeMachine) set(service, rid string, running bool) {
 	}
 	m.running[key] = running
 	w.log("%s *** %s runs %t", m.node, key, running)
-	if !running || !w.quorum {
+	if !running && !m.runs(service) {
+		delete(m.byHand, service)
+	}
+	if !running || !w.quorum || m.byHand[service] {
 		return
 	}
 	for _, other := range w.machines {
-		if other != m && other.runs(service) && w.service(service).several() {
+		if other != m && other.runs(service) && !other.byHand[service] && w.service(service).several() {
 			w.violated("I1: %s runs on %s and on %s", service, other.node, m.node)
 		}
 	}

@@ -256,6 +256,8 @@ const (
 	rescanPause = 10 * time.Second
 	// dyingPatience is how long a daemon waits for one that may be ending.
 	dyingPatience = 300 * time.Millisecond
+	// logOrder is how long an action waits for the log to tell that it begins.
+	logOrder = 50 * time.Millisecond
 	// lockPause is the wait before another try to lock an instance.
 	lockPause = 50 * time.Millisecond
 	// waitPause is how often --wait looks when nothing is said, and lastLines how

@@ -304,10 +304,15 @@ func (s *shell) act(f actEffect) {
 	in := s.instances[f.service]
 	ctx, cancel := context.WithCancelCause(in.ctx)
 	in.endOrder = cancel
-	kept := s.intents.kept(f.service)
+	kept, logged := s.intents.kept(f.service), make(chan struct{})
+	s.say(func() { close(logged) })
 	s.jobs.Go(func() {
 		defer cancel(nil)
 		<-kept
+		select { // so that the log tells of the transition first, but it is not waited for on a disk that hangs
+		case <-logged:
+		case <-time.After(logOrder):
+		}
 		part := verbStart
 		err := in.perform(ctx, f.order)
 		if stop := (stopError{}); f.order.Verb == verbStop || errors.As(err, &stop) {

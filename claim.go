@@ -448,8 +448,8 @@ func (c *core) watch() {
 	e := guardEffect{own: map[string]leaseClock{}}
 	common := false
 	for name, k := range c.claimed {
-		if !k.won && !k.found {
-			continue // it waits, and nothing of it runs
+		if !k.won && (!k.found || k.restored) {
+			continue // nothing of it runs, or not as far as is known yet
 		}
 		e.held = append(e.held, name)
 		end := c.deadline(name, k)

@@ -296,8 +296,8 @@ func (c *config) checkHeartbeats() (faults []error) {
 		switch {
 		case interval < intervalLeast:
 			faults = append(faults, fmt.Errorf("%s: %s is below %s, the shortest", c.at(id, "interval"), interval, intervalLeast))
-		case timeout < 2*interval:
-			faults = append(faults, fmt.Errorf("%s: %s is less than two intervals of %s: one lost beat would be a lost node", c.at(id, "timeout"), timeout, interval))
+		case timeout < 3*interval:
+			faults = append(faults, fmt.Errorf("%s: %s is less than three intervals of %s: one lost beat would be a lost node", c.at(id, "timeout"), timeout, interval))
 		}
 		at := netip.AddrPortFrom(c.forNode(id, "addr", c.node).(netip.Addr), uint16(c.forNode(id, "port", c.node).(int)))
 		if other, taken := ports[at]; taken {

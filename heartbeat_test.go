@@ -540,7 +540,7 @@ func TestHeartbeatConfiguration(t *testing.T) {
 		beats + "[cluster]\nnodes = " + strings.Join(many[:membersLimit], " "):     "",
 		"[cluster]\nnodes = " + strings.Join(many, " "):                            "",
 		"[hb#1]\ntype = unicast\ninterval = 9ms\n":                                 "node.conf:3: hb#1.interval: 9ms is below 10ms, the shortest",
-		"[hb#1]\ntype = unicast\ntimeout = 900ms\n":                                "node.conf:3: hb#1.timeout: 900ms is less than two intervals of 500ms: one lost beat would be a lost node",
+		"[hb#1]\ntype = unicast\ntimeout = 900ms\n":                                "node.conf:3: hb#1.timeout: 900ms is less than three intervals of 500ms: one lost beat would be a lost node",
 		"[hb#1]\ntype = unicast\n[hb#2]\ntype = unicast\n":                         "node.conf: hb#2.port: hb#1 receives on 0.0.0.0:10000 already; give each heartbeat a port of its own",
 		"[hb#1]\ntype = unicast\n[hb#2]\ntype = unicast\nport = 10001\n":           "",
 		"[hb#1]\ntype@n2 = unicast\ninterval = 1ms\n[hb#2]\ntype = unicast\n":      "",
@@ -690,7 +690,7 @@ func TestFirstBeat(t *testing.T) {
 	tap := &wireTap{network: hostNetwork{}, sent: make(chan []byte, 1)}
 	p, port := newLab(t, settings{
 		"cluster.nodes": "node1 node2", "cluster.secret": otherSecret, "cluster.previous_secret": liveSecret,
-		"hb#1.type": "unicast", "hb#1.addr@node1": "127.0.0.1", "hb#1.port": fmt.Sprint(freePort(t)), "hb#1.interval": "1h", "hb#1.timeout": "2h",
+		"hb#1.type": "unicast", "hb#1.addr@node1": "127.0.0.1", "hb#1.port": fmt.Sprint(freePort(t)), "hb#1.interval": "1h", "hb#1.timeout": "3h",
 	})
 	d := serveLive(t, p, port, func(d *liveDaemon) {
 		d.network = tap

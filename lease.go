@@ -231,6 +231,9 @@ func (e guardEvent) apply(c *core) *monitored {
 // It has `timeout` to find a majority in.
 func (c *core) foundUp(s *monitored) {
 	k := c.claimed[s.spec.name]
+	if k != nil && k.restored && s.anyUp() {
+		k.restored = false // now the guard has to know of it
+	}
 	if !s.failover() || s.down() || k != nil && (k.won || k.found) || k == nil && !s.anyUp() {
 		return
 	}

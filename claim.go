@@ -30,6 +30,7 @@ type claim struct {
 	split    bool                  // begun is set
 	made     leaseClock
 	won      bool // it has had what it needs, at some time
+	overdue  bool // the guard may have stopped it before this daemon began
 	restored bool // by the journal alone: nothing of it needs to run
 }
 

@@ -279,7 +279,7 @@ func askLocal(ctx context.Context, p paths, action string, options map[string]js
 		return fmt.Errorf("cannot ask the daemon: %w", err)
 	}
 	in := json.NewDecoder(conn)
-	for {
+	for said := false; ; {
 		var raw json.RawMessage
 		var r replyJSON
 		err := in.Decode(&raw)
@@ -289,9 +289,13 @@ func askLocal(ctx context.Context, p paths, action string, options map[string]js
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, unix.ECONNRESET) && !said: // it was just ending, and had not taken the connection
+			return fmt.Errorf("%w on %s any more; start it with `nodemgr daemon start`", errNoDaemon, p.socket())
+		case err != nil:
 			return fmt.Errorf("the daemon did not answer %s: %w", action, err)
 		}
+		said = true
 		if err := frame(raw, r); err != nil || !r.More {
 			return err
 		}

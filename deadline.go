@@ -72,6 +72,9 @@ func thisProcess() (p process, err error) {
 	return p, err
 }
 
+// born is when it began, by CLOCK_BOOTTIME, in the kernel's hundredths of a second.
+func (p process) born() time.Duration { return time.Duration(p.Start) * 10 * time.Millisecond }
+
 func (p process) alive() bool {
 	start, err := processStart(p.Pid)
 	return err == nil && start == p.Start

@@ -458,8 +458,9 @@ func (g *guard) stop(name string, deadline leaseClock) (down bool) {
 
 // take takes the instance's lock. A start that goes on is killed. A daemon that
 // lives has the first twelfth of the grace to begin with the stop itself, and
-// up to the half to end it; then it is taken for hung, and killed. A daemon
-// that was started since is not: it takes up the same deadline.
+// up to the half to end it, the latter from its own start where that is later;
+// then it is taken for hung, and killed. A daemon that was started since is not:
+// it takes up the same deadline.
 func (g *guard) take(name string, deadline leaseClock, daemon process) (fileLock, error) {
 	grace, killed := g.list.Load().Settings.Grace, ""
 	for again := time.Tick(lockPause / 5); ; {
@@ -472,7 +473,7 @@ func (g *guard) take(name string, deadline leaseClock, daemon process) (fileLock
 			killed = e.Command
 		}
 		now, lives := readLeaseClock(), daemon.alive()
-		late := now.reached(deadline.add(grace / 2))
+		late := now.reached(deadline.add(grace/2)) && now.boot >= daemon.born()+grace/2
 		if !lives || now.reached(deadline.add(grace/12)) {
 			held, err := tryLock(filepath.Join(g.paths.instanceRun(name), "lock"))
 			busy := errors.Is(err, unix.EWOULDBLOCK)

@@ -207,6 +207,7 @@ func newCore(b birth) *core {
 		if g := c.grants[name]; g != nil && g.Node == c.node {
 			g.Epoch, g.Claim, g.version = c.epoch, k.number, c.touch()
 		}
+		k.overdue = c.clock.reached(k.until)
 	}
 	return c
 }
@@ -238,6 +239,24 @@ func (c *core) foundUp(s *monitored) {
 	}
 	k.until, k.found = c.clock.add(c.cluster.timeout), true
 	c.wakeBy(k.until)
+}
+
+// guardStopped begins anew with an instance that the guard stopped: its program
+// did not crash, so that no restart is used up.
+func (c *core) guardStopped(s *monitored) {
+	k := c.claimed[s.spec.name]
+	if k == nil || !k.overdue {
+		return
+	}
+	if k.overdue = false; s.LocalExpect == expectStarted && !s.allUp() {
+		s.LocalExpect = ""
+		c.save(s)
+	}
+}
+
+func (s *monitored) allUp() bool {
+	avail, _ := s.status()
+	return avail == statusUp
 }
 
 // anyUp tells whether a resource is surely up.

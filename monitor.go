@@ -469,6 +469,7 @@ func (c *core) next(s *monitored) bool {
 	}
 	s.Flag = ""
 	c.foundUp(s)
+	c.guardStopped(s)
 	switch {
 	case c.ending:
 		if s.down() || s.ended && s.state == stateStopFailed {

@@ -11,7 +11,8 @@ type simCheck struct {
 	every    time.Duration
 	settled  []time.Duration // when each copy came up or went down, at the last look
 	accepts  [][]accepted    // by node, from
-	emitted  []*votes
+	emitted  []*votes // what each voter has promised
+	ballots  []uint64 // the count of c.ballot as of then
 	heard    []uint64
 	starts   int
 	takeover time.Duration // the longest that a service was nowhere once all was healed
@@ -26,7 +27,7 @@ func (k *simCheck) begin(s *sim) {
 	for i := range k.accepts {
 		k.accepts[i] = make([]accepted, s.size)
 	}
-	k.emitted, k.heard = make([]*votes, s.size), make([]uint64, s.size)
+	k.emitted, k.ballots, k.heard = make([]*votes, s.size), make([]uint64, s.size), make([]uint64, s.size)
 	s.after(k.every, func() { k.audit(s) })
 }
 
@@ -180,11 +181,23 @@ func (k *simCheck) accepted(n *simNode, p *simPacket) {
 }
 
 // granted is I6: a voter keeps a grant until its term is over, unless the
-// holder gave it back, and then nothing runs there.
-func (k *simCheck) granted(n *simNode, now *votes) {
+// holder gave it back, and then nothing runs there. It is judged when the voter
+// changes its mind, which may be long before the disk takes it; and of what is
+// not on the disk yet, nobody knows.
+func (k *simCheck) granted(n *simNode) {
 	s := n.s
 	was := k.emitted[n.index]
-	k.emitted[n.index] = now
+	if was != nil && n.core.ballot == k.ballots[n.index] {
+		return
+	}
+	now, promised := &votes{Grants: map[string]grant{}}, &votes{Grants: map[string]grant{}}
+	for name, g := range n.core.grants {
+		now.Grants[name] = g.grant
+		if g.version <= n.core.kept || was != nil && was.Grants[name].Node == g.Node {
+			promised.Grants[name] = g.grant
+		}
+	}
+	k.emitted[n.index], k.ballots[n.index] = promised, n.core.ballot
 	if was == nil || !s.quorum {
 		return
 	}

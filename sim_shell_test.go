@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"maps"
+	"math"
 	"slices"
 	"time"
 )
@@ -122,7 +123,7 @@ func (n *simNode) born(mute time.Duration) {
 	}
 	n.mine, n.know = nil, make([]*simBrief, s.size)
 	n.writing, n.pending, n.wakes = nil, nil, time.Time{}
-	n.s.check.emitted[n.index] = b.votes.clone()
+	n.s.check.emitted[n.index], n.s.check.ballots[n.index] = b.votes.clone(), math.MaxUint64
 	n.notes = map[string]string{}
 	n.core = newCore(b)
 	n.guard.told = false
@@ -260,6 +261,7 @@ func (n *simNode) step(e event) {
 		n.logEvent(e)
 	}
 	effects := n.core.step(n.moment(), e)
+	n.s.check.granted(n)
 	n.s.plant.out(n, e, &effects)
 	if len(effects) > 60+20*n.s.size {
 		n.s.fail("%s: %d effects of a step", n.name, len(effects))
@@ -328,7 +330,6 @@ func (n *simNode) perform(f effect) {
 	case acceptEffect:
 		n.accept()
 	case votesEffect:
-		n.s.check.granted(n, f.votes.clone())
 		n.pending = &f
 		n.later(0, n.writeVotes)
 	case guardEffect:

@@ -80,9 +80,10 @@ func (k *simCheck) woke(n *simNode) {
 	}
 }
 
-// unguarded: while neither daemon nor guard runs, nobody can stop a copy.
+// unguarded: while neither daemon nor guard runs, nobody can stop a copy. A
+// daemon whose disk does not take its epoch has not begun.
 func (k *simCheck) unguarded(n *simNode) {
-	if (!n.running || n.paused) && !n.guard.works() {
+	if (!n.running || n.paused || n.core == nil) && !n.guard.works() {
 		for _, c := range n.copies {
 			c.unguarded = c.up
 		}

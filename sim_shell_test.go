@@ -73,7 +73,6 @@ func (n *simNode) daemonStart() {
 	n.gen++
 	n.running, n.paused, n.backlog = true, false, nil
 	n.log("a daemon starts")
-	n.s.check.guarded(n)
 	n.newEpoch(0, 0)
 }
 
@@ -126,6 +125,7 @@ func (n *simNode) born(mute time.Duration) {
 	n.s.check.emitted[n.index], n.s.check.ballots[n.index] = b.votes.clone(), math.MaxUint64
 	n.notes = map[string]string{}
 	n.core = newCore(b)
+	n.s.check.guarded(n)
 	n.guard.told = false
 	if n.guard.alive && !n.guard.paused {
 		n.guardSays(true)

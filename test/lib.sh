@@ -269,7 +269,7 @@ start() {
 stop() {
 	local node
 	for node in "$@"; do
-		on "$node" nodemgr daemon stop
+		on "$node" nodemgr daemon stop --force
 	done
 }
 

@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -33,32 +31,7 @@ import (
 //
 // Below: what each node does, with its time in seconds, and what runs at the
 // end of the line's time.
-func TestGoldenCluster(t *testing.T) {
-	files, err := filepath.Glob("testdata/cluster_*.txt")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no scripts: %v", err)
-	}
-	for _, path := range files {
-		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
-			before := readText(t, path)
-			after, err := playCluster(before)
-			if err != nil {
-				t.Fatalf("%s:%v", path, err)
-			}
-			if again, _ := playCluster(before); again != after {
-				t.Error("the same events had other effects")
-			}
-			switch {
-			case *update:
-				if err := os.WriteFile(path, []byte(after), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			case before != after:
-				t.Errorf("%s; if it is right: go test -run TestGoldenCluster -update\n%s", path, firstDifference(before, after))
-			}
-		})
-	}
-}
+func TestGoldenCluster(t *testing.T) { playGolden(t, "testdata/cluster_*.txt", playCluster) }
 
 // story is a cluster that a script is played to.
 type story struct {

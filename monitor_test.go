@@ -41,19 +41,22 @@ var update = flag.Bool("update", false, "rewrite the golden scripts in testdata"
 // Below: act, cancel, flag, wake and refuse are effects; `a -> b: why` is a
 // transition; keep is the intent, where it changed; the line in parentheses
 // is the instance afterwards, where it changed.
-func TestGolden(t *testing.T) {
-	files, err := filepath.Glob("testdata/monitor_*.txt")
+func TestGolden(t *testing.T) { playGolden(t, "testdata/monitor_*.txt", playScript) }
+
+// playGolden plays scripts again and compares what came of them.
+func playGolden(t *testing.T, pattern string, play func(text string) (string, error)) {
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
 	for _, path := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(path), ".txt"), func(t *testing.T) {
 			before := readText(t, path)
-			after, err := playScript(before)
+			after, err := play(before)
 			if err != nil {
 				t.Fatalf("%s:%v", path, err)
 			}
-			if again, _ := playScript(before); again != after {
+			if again, _ := play(before); again != after {
 				t.Error("the same events had other effects")
 			}
 			switch {

@@ -11,8 +11,8 @@ type simCheck struct {
 	every    time.Duration
 	settled  []time.Duration // when each copy came up or went down, at the last look
 	accepts  [][]accepted    // by node, from
-	emitted  []*votes // what each voter has promised
-	ballots  []uint64 // the count of c.ballot as of then
+	emitted  []*votes        // what each voter has promised
+	ballots  []uint64        // the count of c.ballot as of then
 	heard    []uint64
 	starts   int
 	takeover time.Duration // the longest that a service was nowhere once all was healed

@@ -8,14 +8,13 @@ import (
 // simCheck looks at the truth: whose programs run where, what is on the disks,
 // what can have been heard. It never asks a daemon.
 type simCheck struct {
-	every    time.Duration
-	settled  []time.Duration // when each copy came up or went down, at the last look
-	accepts  [][]accepted    // by node, from
-	emitted  []*votes        // what each voter has promised
-	ballots  []uint64        // the count of c.ballot as of then
-	heard    []uint64
-	starts   int
-	takeover time.Duration // the longest that a service was nowhere once all was healed
+	every   time.Duration
+	settled []time.Duration // when each copy came up or went down, at the last look
+	accepts [][]accepted    // by node, from
+	emitted []*votes        // what each voter has promised
+	ballots []uint64        // the count of c.ballot as of then
+	heard   []uint64
+	starts  int
 }
 
 // accepted is the newest beat that counted.

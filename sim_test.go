@@ -41,7 +41,6 @@ type sim struct {
 	plant    *plant
 
 	hash  uint64
-	lines []string // the last of the trace, or nil
 	say   func(string)
 	fault string // the violation, which ends the run
 }
@@ -158,8 +157,6 @@ func (s *sim) about(mean time.Duration) time.Duration {
 }
 
 func (c *simConf) term() time.Duration { return (c.timeout + c.grace) * 105 / 100 }
-
-func (s *sim) voters() int { return s.size }
 
 func (s *sim) majority() int { return s.size/2 + 1 }
 

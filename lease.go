@@ -340,6 +340,9 @@ func (c *core) mayStart(s *monitored, byHand bool) bool {
 	switch {
 	case why != "" && byHand:
 		s.Wanted = nil
+		if s.LocalExpect == expectStarted && s.down() {
+			s.LocalExpect = "" // else it would count as a program that died, and keep its claim
+		}
 		c.enter(s, stateIdle, "not started: "+why)
 		return false
 	case c.elsewhere(name) != "":
@@ -376,8 +379,10 @@ func (c *core) lacks(name string, k *claim) string {
 	case !c.win(name, k):
 		return c.waiting(name, k)
 	}
-	return "not started: the guard does not run, which would stop it if the daemon cannot; node.log says why"
+	return noGuard
 }
+
+const noGuard = "the guard does not run, which would stop it if the daemon cannot; node.log says why"
 
 // handObstacle tells why a person's order to start cannot be carried out.
 func (c *core) handObstacle(s *monitored) string {
@@ -391,9 +396,9 @@ func (c *core) handObstacle(s *monitored) string {
 		late = k.made.add(c.cluster.timeout)
 	}
 	switch {
-	case k == nil || c.win(name, k):
+	case k == nil || c.leased(s):
 	case c.clock.reached(late):
-		return c.waiting(name, k)
+		return c.lacks(name, k)
 	default:
 		c.wakeBy(late)
 	}

@@ -273,6 +273,9 @@ func (c *core) send(e effect) { c.effects = append(c.effects, e) }
 func (e serviceEvent) apply(c *core) *monitored {
 	s := c.services[e.name]
 	if e.spec == nil {
+		if s != nil && s.probed && s.down() && s.acting == nil {
+			c.giveBack(e.name) // nobody will look at it any more
+		}
 		delete(c.services, e.name)
 		return nil
 	}

@@ -75,6 +75,7 @@ type core struct {
 	seed        uint64
 	born        leaseClock
 	peers       map[string]*peer
+	seqSent     uint64 // beats to a new member begin above: it may be one that comes back
 	joined      bool   // all members were seen at once
 	silent      string // why no beats are sent; "": they are
 

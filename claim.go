@@ -56,6 +56,10 @@ func (c *core) majority() int { return len(c.cluster.members)/2 + 1 }
 // a claim.
 func (s *monitored) failover() bool { return len(s.spec.nodes) > 1 }
 
+// leases tells whether the instance runs by its claim: also where the file
+// names one node by now, but the claim is still to be given back.
+func (c *core) leases(s *monitored) bool { return s.failover() || c.claimed[s.spec.name] != nil }
+
 // demand claims a service.
 func (c *core) demand(name string) *claim {
 	c.claims++

@@ -26,6 +26,10 @@ import (
 //	1s freeze n1                the node's flag, as it is found at a start
 //	1s hand n1 web              the service is started by hand there
 //	1s down n1 web              its program dies
+//	1s guard n1 dead, alive     its guard
+//	1s file n1 web gone         the service's file there
+//	1s file n1 web n1 n2        its nodes in that file
+//	1s members n1 n1 n2         what n1 takes for the members
 //	1s order n1 web started     as in the scripts of one node
 //	9s                          until then
 //
@@ -347,6 +351,14 @@ func (s *story) play(words []string) error {
 	case "hand", "down":
 		n.running[name] = words[1] == "hand"
 		s.see(n, name)
+	case "guard":
+		s.step(n, guardEvent{name == "alive"})
+	case "file":
+		return s.change(n, name, strings.TrimSpace(strings.Join(words[4:], " ")))
+	case "members":
+		spec := s.spec()
+		spec.members = strings.Fields(strings.Join(words[3:], " "))
+		s.step(n, clusterEvent{spec})
 	case "order":
 		o, err := scriptOrder(name, strings.Fields(strings.Join(words[4:], " ")))
 		if err != nil {
@@ -356,5 +368,27 @@ func (s *story) play(words []string) error {
 	default:
 		return errors.New("no such event")
 	}
+	return nil
+}
+
+// change has a node's core hear of another file of a service.
+func (s *story) change(n *storyNode, name, nodes string) error {
+	if nodes == "gone" {
+		s.step(n, serviceEvent{name: name})
+		return nil
+	}
+	var lines []string
+	for _, line := range strings.SplitAfter(s.files[name], "\n") {
+		if strings.HasPrefix(line, "nodes") {
+			line = "nodes = " + nodes + "\n"
+		}
+		lines = append(lines, line)
+	}
+	spec, err := parseService(name, strings.Join(lines, ""), n.name, s.names)
+	if err != nil {
+		return err
+	}
+	s.step(n, serviceEvent{name, spec, false, intent{}})
+	s.see(n, name)
 	return nil
 }

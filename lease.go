@@ -234,7 +234,7 @@ func (c *core) foundUp(s *monitored) {
 	if k != nil && k.restored && s.anyUp() {
 		k.restored = false // now the guard has to know of it
 	}
-	if !s.failover() || s.down() || k != nil && (k.won || k.found) || k == nil && !s.anyUp() {
+	if !c.leases(s) || s.down() || k != nil && (k.won || k.found) || k == nil && !s.anyUp() {
 		return
 	}
 	if k == nil {
@@ -274,7 +274,7 @@ func (s *monitored) anyUp() bool {
 // whether it was looked at yet.
 func (c *core) mustStop(s *monitored) bool {
 	k := c.claimed[s.spec.name]
-	if !s.failover() || k == nil || !k.won && !k.found || s.down() && s.acting == nil {
+	if k == nil || !k.won && !k.found || s.down() && s.acting == nil {
 		return false
 	}
 	if c.yields(s, k) || !k.won && !k.restored && s.probed && c.hopeless(s.spec.name, k) {
@@ -340,6 +340,9 @@ func (c *core) mayStart(s *monitored, byHand bool) bool {
 	switch {
 	case why != "" && byHand:
 		s.Wanted = nil
+		if s.LocalExpect == expectStarted && s.down() {
+			s.LocalExpect = "" // else it would count as a program that died, and keep its claim
+		}
 		c.enter(s, stateIdle, "not started: "+why)
 		return false
 	case c.elsewhere(name) != "":
@@ -365,7 +368,7 @@ func (c *core) mayStart(s *monitored, byHand bool) bool {
 // leased tells whether something of the instance may be started.
 func (c *core) leased(s *monitored) bool {
 	k := c.claimed[s.spec.name]
-	return !s.failover() || k != nil && c.win(s.spec.name, k) && c.guard
+	return !c.leases(s) || k != nil && c.win(s.spec.name, k) && c.guard
 }
 
 // lacks says what a claim has not got.
@@ -376,8 +379,10 @@ func (c *core) lacks(name string, k *claim) string {
 	case !c.win(name, k):
 		return c.waiting(name, k)
 	}
-	return "not started: the guard does not run, which would stop it if the daemon cannot; node.log says why"
+	return noGuard
 }
+
+const noGuard = "the guard does not run, which would stop it if the daemon cannot; node.log says why"
 
 // handObstacle tells why a person's order to start cannot be carried out.
 func (c *core) handObstacle(s *monitored) string {
@@ -391,9 +396,9 @@ func (c *core) handObstacle(s *monitored) string {
 		late = k.made.add(c.cluster.timeout)
 	}
 	switch {
-	case k == nil || c.win(name, k):
+	case k == nil || c.leased(s):
 	case c.clock.reached(late):
-		return c.waiting(name, k)
+		return c.lacks(name, k)
 	default:
 		c.wakeBy(late)
 	}
@@ -405,7 +410,7 @@ func (c *core) handObstacle(s *monitored) string {
 func (c *core) settleClaim(s *monitored) {
 	name := s.spec.name
 	k := c.claimed[name]
-	if !s.failover() || s.acting != nil || !s.probed || !s.down() || s.wants {
+	if !c.leases(s) || s.acting != nil || !s.probed || !s.down() || s.wants {
 		return
 	}
 	if s.LocalExpect == expectStarted {

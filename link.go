@@ -73,6 +73,9 @@ type pendingVote struct {
 func (e clusterEvent) apply(c *core) *monitored {
 	c.cluster = e.spec
 	known := c.peers
+	for _, p := range known {
+		c.seqSent = max(c.seqSent, p.seqSent)
+	}
 	c.peers = map[string]*peer{}
 	for i, name := range e.spec.members {
 		if name == c.node {
@@ -80,7 +83,7 @@ func (e clusterEvent) apply(c *core) *monitored {
 		}
 		p := known[name]
 		if p == nil {
-			p = &peer{name: name}
+			p = &peer{name: name, seqSent: c.seqSent}
 		}
 		p.index = i
 		c.peers[name] = p

@@ -75,6 +75,7 @@ type core struct {
 	seed        uint64
 	born        leaseClock
 	peers       map[string]*peer
+	seqSent     uint64 // beats to a new member begin above: it may be one that comes back
 	joined      bool   // all members were seen at once
 	silent      string // why no beats are sent; "": they are
 
@@ -273,6 +274,9 @@ func (c *core) send(e effect) { c.effects = append(c.effects, e) }
 func (e serviceEvent) apply(c *core) *monitored {
 	s := c.services[e.name]
 	if e.spec == nil {
+		if s != nil && s.probed && s.down() && s.acting == nil {
+			c.giveBack(e.name) // nobody will look at it any more
+		}
 		delete(c.services, e.name)
 		return nil
 	}

@@ -42,6 +42,9 @@ func (c *core) obstacle(s *monitored) string {
 	if why := c.elsewhere(name); why != "" {
 		return why
 	}
+	if !c.guard {
+		return noGuard // and who can run it does not wait for this node
+	}
 	k := c.claimed[name]
 	for _, p := range c.ordered() {
 		if p.linked && p.claims[name] != 0 && (k == nil || c.preferred(name, p.name, c.node)) {

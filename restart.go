@@ -102,7 +102,7 @@ func (c *core) monitorAction(s *monitored, r *resource) bool {
 		c.flag(s)
 		return true
 	case "switch":
-		if s.failover() && c.other(s) {
+		if s.spec.orchestrate == "ha" && s.failover() && c.other(s) { // else nobody would start it there
 			s.away = r.rid + " used up its restarts here, so another node shall run it; when that is mended: svcmgr -s " + s.spec.name + " clear"
 			s.LocalExpect = ""
 			c.act(s, order{Verb: verbStop}, "monitor_action switch: "+r.rid+" stays down")

@@ -370,7 +370,7 @@ func (s *shell) takeUp(found foundFile) (again bool) {
 		s.files[name] = file
 	}
 	if m := s.core.services[name]; err == nil && m != nil {
-		err = m.leavesBehind(spec)
+		err = m.leavesBehind(spec, s.core.node)
 		again = err != nil // it may be stopped by then
 	}
 	if was := file.fault; err != nil {
@@ -399,7 +399,12 @@ func (s *shell) gone(name string) {
 
 // leavesBehind refuses a version without a resource that is up: it would run on
 // unseen, maybe beside the one that has its place.
-func (m *monitored) leavesBehind(spec *service) error {
+// The same goes for one that takes this node off the list of a failover
+// service: unseen, it would keep its claim, and no node could ever start it.
+func (m *monitored) leavesBehind(spec *service, node string) error {
+	if m.failover() && (m.anyUp() || m.acting != nil) && !slices.Contains(spec.nodes, node) {
+		return fmt.Errorf("%s runs on %s, which is not among the nodes of this version; put it back, or first: svcmgr -s %s stop --local", spec.name, node, spec.name)
+	}
 	for _, r := range m.spec.resources {
 		if now := spec.resource(r.rid); now != nil && (now.exec == nil) == (r.exec == nil) {
 			continue

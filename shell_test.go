@@ -227,3 +227,31 @@ func TestShutdownWhileFreezing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNodeThatRunsItStaysOnTheList: else the claim of what runs unseen would
+// keep the service from all other nodes.
+func TestNodeThatRunsItStaysOnTheList(t *testing.T) {
+	members := []string{"n1", "n2"}
+	read := func(nodes string) *service {
+		spec, err := parseService("web", "[DEFAULT]\nnodes = "+nodes+"\n[app#1]\nexec = /a\n", "n1", members)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return spec
+	}
+	m := &monitored{spec: read("n1 n2"), resources: map[string]*monitoredResource{"app#1": {status: statusUp}}}
+	if err := m.leavesBehind(read("n2"), "n1"); err == nil {
+		t.Error("a node that runs the service was taken off its list")
+	}
+	if err := m.leavesBehind(read("n2 n1"), "n1"); err != nil {
+		t.Errorf("another order of the nodes: %v", err)
+	}
+	m.resources["app#1"].status = statusDown
+	if err := m.leavesBehind(read("n2"), "n1"); err != nil {
+		t.Errorf("it is down: %v", err)
+	}
+	m.acting = &order{Verb: verbStart}
+	if err := m.leavesBehind(read("n2"), "n1"); err == nil {
+		t.Error("a node that starts the service was taken off its list")
+	}
+}

@@ -224,6 +224,8 @@ const (
 	// journalPause is the wait before the votes are written again after a fault,
 	// stopPause that before an instance without right is stopped again.
 	journalPause = time.Second
+	// diskPause is that before a daemon without an epoch tries to have one again.
+	diskPause = 5 * time.Second
 	stopPause    = 5 * time.Second
 )
 

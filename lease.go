@@ -393,7 +393,7 @@ func (c *core) handObstacle(s *monitored) string {
 	}
 	late := leaseClock{}
 	if k != nil {
-		late = k.made.add(c.cluster.timeout)
+		late = k.made.add(c.term()) // a node that died may have had it until then
 	}
 	switch {
 	case k == nil || c.leased(s):

@@ -56,6 +56,25 @@ func (m *monitorThread) birth(held map[string]leaseClock) birth {
 	return b
 }
 
+// awaitDisk ends a shell that is silent once the next one need not be.
+func (s *shell) awaitDisk() {
+	for again := time.Tick(diskPause); ; {
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-again:
+		}
+		if _, err := nextEpoch(s.d.paths, time.Now(), 0); err != nil {
+			continue
+		}
+		select {
+		case s.calls <- func() { s.over = true }:
+		case <-s.ctx.Done():
+		}
+		return
+	}
+}
+
 // pause is the time between two rounds of the core.
 func (s *shell) pause() time.Duration {
 	return min(time.Second, s.core.cluster.timeout/4)

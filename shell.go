@@ -50,6 +50,7 @@ type shell struct {
 	wakeAt    time.Time
 	refused   error       // by the step just taken
 	anew      *anewEffect // why this shell is to end
+	over      bool        // it is to end: the next one may speak
 	ran       leaseClock  // when it waited last
 	guard     guardian
 	attended  bool            // the guard is looked after
@@ -168,7 +169,10 @@ func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{
 	if len(held) > 0 || m.d.config.Load().text("node.watchdog") != "" {
 		s.attend()
 	}
-	for s.anew == nil {
+	if born.silent != "" {
+		s.jobs.Go(s.awaitDisk)
+	}
+	for s.anew == nil && !s.over {
 		s.ran = s.d.leaseClock()
 		var todo func()
 		select {
@@ -200,7 +204,9 @@ func (m *monitorThread) serve(ctx context.Context, changed, files <-chan struct{
 			return nil
 		}
 	}
-	m.anew = s.anew
+	if s.anew != nil {
+		m.anew = s.anew
+	}
 	return nil
 }
 

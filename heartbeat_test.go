@@ -413,6 +413,14 @@ func TestBadBeats(t *testing.T) {
 		t.Errorf("shut out: %+v", entries)
 	}
 
+	closed := func() bool {
+		_, stats := rx.reportRx()
+		return stats["peers"].(map[string]pathData)["node2"].Closed
+	}
+	if !closed() {
+		t.Error("it is not said that what comes under node2's name does not open")
+	}
+
 	// Replays, and what was overtaken.
 	take(good)
 	take(rawBeat(one, beat{salt: 7, seq: 4, epoch: 100}))
@@ -429,6 +437,7 @@ func TestBadBeats(t *testing.T) {
 		t.Errorf("%d old beats are counted, want 4; %d came to the monitor", old, one.heard("node2"))
 	}
 	one.reaches("hb#1.rx", "node2", "stale")
+	waitFor(t, patience, "what did not open once is not held against a silent peer", func() bool { return !closed() })
 	take(rawBeat(one, beat{salt: 9, seq: 1, epoch: 50}))
 	arrived(4, "a start with an epoch that was lost")
 }

@@ -332,7 +332,7 @@ func (in *instance) stopWithin(r *resource) time.Duration {
 	defer in.mu.Unlock()
 	within := r.timeoutOf(verbStop, 0)
 	if in.within > 0 {
-		within = min(within, in.within)
+		within = min(within, in.share)
 	}
 	return within
 }

@@ -452,3 +452,26 @@ func TestStopThatLies(t *testing.T) {
 	}
 	wantText(t, "the note", a.note("app#1"), "not stopped: not down within 300ms")
 }
+
+// TestStopWithin: many programs that do not end take no longer than one.
+func TestStopWithin(t *testing.T) {
+	t.Parallel()
+	text := ""
+	for i := range 4 {
+		text += fmt.Sprintf("[app#%d]\nexec = @/stubborn %d\n", i, i)
+	}
+	a := newActor(t, text)
+	a.script("stubborn", "trap '' TERM; echo $$ >@/ready$1; while :; do sleep 0.02; done")
+	a.do(verbStart)
+	for i := range 4 {
+		a.pid(fmt.Sprint("ready", i))
+	}
+	begun := time.Now()
+	must(t, a.perform(a.ctx, order{Verb: verbStop, Within: time.Second}))
+	if took := time.Since(begun); took > 2*time.Second {
+		t.Errorf("the stop took %s", took)
+	}
+	if a.logged("and is killed") != 4 {
+		t.Errorf("%d were killed", a.logged("and is killed"))
+	}
+}

@@ -64,6 +64,7 @@ type beatPath struct {
 	in         beatCounts
 	old        int // repeated or overtaken beats, or of an earlier start
 	bad        int // said to be of the peer, and did not open
+	badAt      time.Time
 	beating    bool
 	epoch, seq uint64 // of the last beat that counts
 	source     netip.Prefix
@@ -413,7 +414,7 @@ func (h *heartbeat) refused(from string, source netip.AddrPort, err error) {
 	defer a.mu.Unlock()
 	h.bad++
 	if p := h.paths[from]; p != nil {
-		p.bad++
+		p.bad, p.badAt = p.bad+1, time.Now()
 	}
 	if a.d.outsiders.allow() {
 		a.say(func() {
@@ -500,8 +501,9 @@ type pathData struct {
 	Errors int    `json:"errors,omitempty"` // of sending
 	Error  string `json:"error,omitempty"`  // the last, unless a beat was sent since
 
-	Bad int `json:"bad,omitempty"` // beats under its name that did not open
-	Old int `json:"old,omitempty"` // repeated, or overtaken by others
+	Bad    int  `json:"bad,omitempty"`    // beats under its name that did not open
+	Closed bool `json:"closed,omitempty"` // such beats come now
+	Old    int  `json:"old,omitempty"`    // repeated, or overtaken by others
 }
 
 func (c beatCounts) data(timeout time.Duration) pathData {
@@ -534,7 +536,7 @@ func (h *heartbeat) reportRx() (config, stats map[string]any) {
 	peers, heard, old := map[string]pathData{}, beatCounts{}, 0
 	for peer, p := range h.paths {
 		data := p.in.data(h.timeout)
-		data.Bad, data.Old = p.bad, p.old
+		data.Bad, data.Closed, data.Old = p.bad, p.bad > 0 && time.Since(p.badAt) < h.timeout, p.old
 		peers[peer] = data
 		heard.beats, heard.bytes, old = heard.beats+p.in.beats, heard.bytes+p.in.bytes, old+p.old
 	}

@@ -256,7 +256,7 @@ func (h *guardHandle) keep(e guardEffect, s guardSettings) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	l := &h.list
-	if h.file == nil || l.Mark == 0 || s != l.Settings || !slices.Equal(e.held, l.Held) || !maps.Equal(e.own, l.Own) {
+	if h.failed || h.file == nil || l.Mark == 0 || s != l.Settings || !slices.Equal(e.held, l.Held) || !maps.Equal(e.own, l.Own) {
 		err := h.write(e, s)
 		if h.failed = err != nil; h.failed {
 			h.extendOld(e)

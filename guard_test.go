@@ -743,6 +743,11 @@ func TestGuardStateOnFullDisk(t *testing.T) {
 	if err := h.keep(guardEffect{[]string{"svc1", "svc4"}, at(80), nil}, l.set); err == nil || !strings.Contains(err.Error(), "svc4") {
 		t.Errorf("a service without its text: %v", err)
 	}
+	must(t, h.keep(guardEffect{[]string{"svc1"}, at(90), nil}, l.set)) // what was refused is given back: the list is as it was
+	want("given back", map[string]leaseClock{"svc1": at(90)})
+	if _, sound := h.look(); !sound {
+		t.Error("after what was refused is given back, it is not said to be sound")
+	}
 }
 
 // TestGuardDeadlineBelongsToItsList: a daemon that died between two writes gave

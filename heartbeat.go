@@ -289,7 +289,11 @@ func (c *config) checkHeartbeats() (faults []error) {
 	if n := len(c.members()); n > membersLimit && ids != nil {
 		faults = append(faults, fmt.Errorf("%s: %d nodes; a cluster with heartbeats has %d at most", c.at("cluster", "nodes"), n, membersLimit))
 	}
-	ports := map[netip.AddrPort]string{}
+	type place struct {
+		who string
+		at  netip.AddrPort
+	}
+	taken := []place{{"the listener", listenerAddr(c)}}
 	for _, id := range ids {
 		interval := c.forNode(id, "interval", c.node).(time.Duration)
 		timeout := c.forNode(id, "timeout", c.node).(time.Duration)
@@ -300,10 +304,17 @@ func (c *config) checkHeartbeats() (faults []error) {
 			faults = append(faults, fmt.Errorf("%s: %s is less than three intervals of %s: one lost beat would be a lost node", c.at(id, "timeout"), timeout, interval))
 		}
 		at := netip.AddrPortFrom(c.forNode(id, "addr", c.node).(netip.Addr), uint16(c.forNode(id, "port", c.node).(int)))
-		if other, taken := ports[at]; taken {
-			faults = append(faults, fmt.Errorf("%s: %s receives on %s already; give each heartbeat a port of its own", c.at(id, "port"), other, at))
+		if i := slices.IndexFunc(taken, func(p place) bool { return clash(p.at, at) }); i >= 0 {
+			faults = append(faults, fmt.Errorf("%s: %s receives on %s already; give each heartbeat a port of its own", c.at(id, "port"), taken[i].who, taken[i].at))
 		}
-		ports[at] = id
+		taken = append(taken, place{id, at})
 	}
 	return faults
+}
+
+// clash tells whether two sockets cannot be bound at once: one for all
+// addresses (`::` is for both families) takes the port of each.
+func clash(a, b netip.AddrPort) bool {
+	all := func(a, b netip.Addr) bool { return a.IsUnspecified() && (a.Is6() || b.Is4()) }
+	return a.Port() == b.Port() && (a.Addr() == b.Addr() || all(a.Addr(), b.Addr()) || all(b.Addr(), a.Addr()))
 }

@@ -413,6 +413,14 @@ func TestBadBeats(t *testing.T) {
 		t.Errorf("shut out: %+v", entries)
 	}
 
+	closed := func() bool {
+		_, stats := rx.reportRx()
+		return stats["peers"].(map[string]pathData)["node2"].Closed
+	}
+	if !closed() {
+		t.Error("it is not said that what comes under node2's name does not open")
+	}
+
 	// Replays, and what was overtaken.
 	take(good)
 	take(rawBeat(one, beat{salt: 7, seq: 4, epoch: 100}))
@@ -429,6 +437,7 @@ func TestBadBeats(t *testing.T) {
 		t.Errorf("%d old beats are counted, want 4; %d came to the monitor", old, one.heard("node2"))
 	}
 	one.reaches("hb#1.rx", "node2", "stale")
+	waitFor(t, patience, "what did not open once is not held against a silent peer", func() bool { return !closed() })
 	take(rawBeat(one, beat{salt: 9, seq: 1, epoch: 50}))
 	arrived(4, "a start with an epoch that was lost")
 }
@@ -536,15 +545,19 @@ func TestHeartbeatConfiguration(t *testing.T) {
 	}
 	const beats = "[hb#1]\ntype = unicast\n"
 	for text, want := range map[string]string{
-		beats + "[cluster]\nnodes = " + strings.Join(many, " "):                    "node.conf:4: cluster.nodes: 65 nodes; a cluster with heartbeats has 64 at most",
-		beats + "[cluster]\nnodes = " + strings.Join(many[:membersLimit], " "):     "",
-		"[cluster]\nnodes = " + strings.Join(many, " "):                            "",
-		"[hb#1]\ntype = unicast\ninterval = 9ms\n":                                 "node.conf:3: hb#1.interval: 9ms is below 10ms, the shortest",
-		"[hb#1]\ntype = unicast\ntimeout = 900ms\n":                                "node.conf:3: hb#1.timeout: 900ms is less than three intervals of 500ms: one lost beat would be a lost node",
-		"[hb#1]\ntype = unicast\n[hb#2]\ntype = unicast\n":                         "node.conf: hb#2.port: hb#1 receives on 0.0.0.0:10000 already; give each heartbeat a port of its own",
-		"[hb#1]\ntype = unicast\n[hb#2]\ntype = unicast\nport = 10001\n":           "",
-		"[hb#1]\ntype@n2 = unicast\ninterval = 1ms\n[hb#2]\ntype = unicast\n":      "",
-		"[hb#1]\ntype = unicast\ninterval@n1 = 50ms\ntimeout@n1 = 300ms\nport = 9": "",
+		beats + "[cluster]\nnodes = " + strings.Join(many, " "):                                "node.conf:4: cluster.nodes: 65 nodes; a cluster with heartbeats has 64 at most",
+		beats + "[cluster]\nnodes = " + strings.Join(many[:membersLimit], " "):                 "",
+		"[cluster]\nnodes = " + strings.Join(many, " "):                                        "",
+		"[hb#1]\ntype = unicast\ninterval = 9ms\n":                                             "node.conf:3: hb#1.interval: 9ms is below 10ms, the shortest",
+		"[hb#1]\ntype = unicast\ntimeout = 900ms\n":                                            "node.conf:3: hb#1.timeout: 900ms is less than three intervals of 500ms: one lost beat would be a lost node",
+		"[hb#1]\ntype = unicast\n[hb#2]\ntype = unicast\n":                                     "node.conf: hb#2.port: hb#1 receives on 0.0.0.0:10000 already; give each heartbeat a port of its own",
+		"[hb#1]\ntype = unicast\n[hb#2]\ntype = unicast\nport = 10001\n":                       "",
+		"[hb#1]\ntype = unicast\n[hb#2]\ntype = unicast\naddr = 192.0.2.1\n":                   "node.conf: hb#2.port: hb#1 receives on 0.0.0.0:10000 already; give each heartbeat a port of its own",
+		"[hb#1]\ntype = unicast\naddr = 192.0.2.1\n[hb#2]\ntype = unicast\n":                   "node.conf: hb#2.port: hb#1 receives on 192.0.2.1:10000 already; give each heartbeat a port of its own",
+		"[hb#1]\ntype = unicast\naddr = 192.0.2.1\n[hb#2]\ntype = unicast\naddr = 192.0.2.2\n": "",
+		"[hb#1]\ntype = unicast\nport = 1214\n":                                                "node.conf:3: hb#1.port: the listener receives on 0.0.0.0:1214 already; give each heartbeat a port of its own",
+		"[hb#1]\ntype@n2 = unicast\ninterval = 1ms\n[hb#2]\ntype = unicast\n":                  "",
+		"[hb#1]\ntype = unicast\ninterval@n1 = 50ms\ntimeout@n1 = 300ms\nport = 9":             "",
 	} {
 		doc, err := parseINI("node.conf", text)
 		must(t, err)

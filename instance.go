@@ -50,7 +50,8 @@ type instance struct {
 	ends     map[string]string // how a program that was there ended
 	up       map[string]bool   // resources that were seen up, or may be
 	done     journalEntry
-	within   time.Duration // how long a program may take to end at most; 0: its own time
+	within   time.Duration // how long the programs of a stop may take to end together; 0: each its own time
+	share    time.Duration // the next one's part of it
 }
 
 // journalEntry is what is being done. It is kept in OSVCRUN: a machine that
@@ -112,7 +113,7 @@ func (in *instance) perform(ctx context.Context, o order) error {
 	s := in.spec()
 	in.mu.Lock()
 	in.round++
-	in.within = o.Within
+	in.within, in.share = o.Within, o.Within
 	in.mu.Unlock()
 	begun := time.Now()
 	if o.Verb != verbStart {
@@ -227,7 +228,9 @@ func (in *instance) stop(ctx context.Context, s *service, rids []string) error {
 	if err := in.write(verbStop, selected); err != nil {
 		in.log(slog.LevelWarn, "", err.Error()) // and stopped all the same
 	}
-	for _, r := range slices.Backward(selected) {
+	begun := time.Now()
+	for i, r := range slices.Backward(selected) {
+		in.shareOut(begun, selected[:i+1])
 		if err := in.stopOne(ctx, r); err != nil {
 			failures = append(failures, fmt.Errorf("%s: %w", r.rid, err))
 		}
@@ -236,6 +239,20 @@ func (in *instance) stop(ctx context.Context, s *service, rids []string) error {
 		return nil
 	}
 	return stopError{errors.Join(failures...)}
+}
+
+// shareOut gives each program that is left to be stopped the same part of what
+// is left of within: else many that do not end would outlast the grace.
+func (in *instance) shareOut(begun time.Time, left []*resource) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	running := 0
+	for _, r := range left {
+		if in.programs[r.rid] != nil {
+			running++
+		}
+	}
+	in.share = max(0, in.within-time.Since(begun)) / time.Duration(max(1, running))
 }
 
 func (in *instance) stopOne(ctx context.Context, r *resource) error {

@@ -163,7 +163,10 @@ func (s *sockets) share(on bool) {
 }
 
 func (l *listener) wantedAddr() netip.AddrPort {
-	c := l.d.config.Load()
+	return listenerAddr(l.d.config.Load())
+}
+
+func listenerAddr(c *config) netip.AddrPort {
 	return netip.AddrPortFrom(value[netip.Addr](c, "listener.addr"), uint16(c.count("listener.port")))
 }
 

@@ -158,8 +158,8 @@ type order struct {
 	Verb   verb     `json:"verb"`
 	Rids   []string `json:"rids,omitempty"`
 	ByHand bool     `json:"by_hand,omitempty"`
-	// Within is how long a program may take to end before it is killed, where
-	// that is shorter than its own time.
+	// Within is how long the programs may take to end, all together, before they
+	// are killed, where that is shorter than their own time.
 	Within time.Duration `json:"within,omitempty"`
 }
 

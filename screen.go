@@ -291,7 +291,7 @@ func showPeers(id string, t threadData) (cell string, attention []string) {
 		case t.State != "running":
 		case fault != "":
 			attention = append(attention, fmt.Sprintf("%s: to %s: %s", id, peer, fault))
-		case path["state"] == "stale" && path["bad"] != nil:
+		case path["state"] == "stale" && path["closed"] == true:
 			attention = append(attention, fmt.Sprintf("%s: %s is not heard: what comes under its name does not open;\nis the secret the same there?", id, peer))
 		}
 	}
@@ -305,7 +305,7 @@ func (s statusData) silentPaths() (attention []string) {
 		peers, _ := s.threads[id].Stats["peers"].(map[string]any)
 		for _, peer := range slices.Sorted(maps.Keys(peers)) {
 			path, _ := peers[peer].(map[string]any)
-			if path["state"] == "stale" && path["bad"] == nil && s.threads[id].State == "running" && s.Monitor.Nodes[peer].State == linkLinked && strings.HasSuffix(id, ".rx") {
+			if path["state"] == "stale" && path["closed"] != true && s.threads[id].State == "running" && s.Monitor.Nodes[peer].State == linkLinked && strings.HasSuffix(id, ".rx") {
 				attention = append(attention, fmt.Sprintf("%s: %s is not heard; it is linked by another heartbeat only", id, peer))
 			}
 		}

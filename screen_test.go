@@ -13,6 +13,7 @@ import (
 type screenCase struct {
 	links   map[string]linkState
 	threads []string
+	opened  bool // what comes under node3's name, if anything does
 	quorum  bool
 	said    func(node string, s *dataStore)
 }
@@ -72,7 +73,7 @@ func (c screenCase) screen(t *testing.T) (string, statusData) {
 	for _, id := range c.threads {
 		silent := pathData{State: "stale"}
 		if strings.HasSuffix(id, ".rx") {
-			silent.Bad = 3
+			silent.Bad, silent.Closed = 3, !c.opened
 		}
 		data[id] = threadData{State: "running", Created: 1000, Stats: map[string]any{"peers": map[string]pathData{
 			"node2": {State: "beating"}, "node3": silent,
@@ -118,6 +119,10 @@ func TestScreen(t *testing.T) {
 		"another secret": {
 			screenCase{threads: heartbeat, quorum: true, said: upOnNode2},
 			[]string{"hb#1.rx: node3 is not heard: what comes under its name does not open"}, "No quorum", statusUp, "thawed",
+		},
+		"what came once did not open": {
+			screenCase{threads: heartbeat, quorum: true, said: upOnNode2, opened: true},
+			[]string{"hb#1.rx: node3 is not heard; it is linked by another heartbeat only"}, "is the secret", statusUp, "thawed",
 		},
 		"the node that runs it is dead": {
 			screenCase{threads: heartbeat, quorum: true, said: upOnNode2, links: map[string]linkState{"node2": linkDead}},

@@ -243,6 +243,9 @@ func newDataItem(e dataEntry, seq uint64) *dataItem {
 		err := json.Unmarshal(e.value, &entry)
 		if err == nil && entry.Instance != nil {
 			err = json.Unmarshal(entry.Instance, &i)
+			if len(entry.Instance) <= len("{}") || entry.Instance[0] != '{' {
+				entry.Instance = nil // not what an instance looks like
+			}
 			entry.brief, entry.overall = instanceBrief{avail: i.Avail, state: i.Monitor.Status, frozen: i.Frozen}, i.Overall
 		}
 		if err == nil {

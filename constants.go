@@ -226,7 +226,7 @@ const (
 	journalPause = time.Second
 	// diskPause is that before a daemon without an epoch tries to have one again.
 	diskPause = 5 * time.Second
-	stopPause    = 5 * time.Second
+	stopPause = 5 * time.Second
 )
 
 // Services.

@@ -48,7 +48,7 @@ func (c *core) obstacle(s *monitored) string {
 	k := c.claimed[name]
 	for _, p := range c.ordered() {
 		if p.linked && p.claims[name] != 0 && (k == nil || c.preferred(name, p.name, c.node)) {
-			return p.name + " is about to run it"
+			return p.name + " has claimed it: it is about to run it, or still has it without its file (see its node.log)"
 		}
 	}
 	switch {
